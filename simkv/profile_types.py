@@ -1,0 +1,222 @@
+"""What a profile is once it is in memory: variants, lines, tiers, and the lookups the simulator needs.
+
+What it is: frozen types with their arithmetic, numpy and pandas only.  What it is not: files
+(``profile_files.py``), or finding, composing and comparing profiles (``profiles.py``, which
+re-exports everything here and is the module to import from).
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simkv.errors import ProfileError, unknown_name
+
+__all__ = ["RAW", "UNMEASURED_PREFILL", "Line", "PrefillFit", "Profile", "TierSpec", "Variant"]
+
+_COMPRESSOR = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
+_KNOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+-]{0,63}")
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of one compressor: an identity, never a size.  ``str()`` gives "raw" or "kivi:2".
+
+    The knob of a quantiser is bits, of a token dropper the retention ratio (fraction *kept*).
+    Raises ProfileError for an ill-formed name.
+    """
+
+    compressor: str
+    knob: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse names that could not be read back from text."""
+        if not _COMPRESSOR.fullmatch(self.compressor) or (self.knob and not _KNOB.fullmatch(self.knob)):
+            raise ProfileError(f"{str(self)[:96]!r} is not a variant; write it like 'raw', 'kivi:2' or 'keydiff:0.4'")
+        if self.compressor == "raw" and self.knob:
+            raise ProfileError(f"{str(self)!r} is not a variant: raw has no knob")
+
+    def __str__(self) -> str:
+        return f"{self.compressor}:{self.knob}" if self.knob else self.compressor
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """The variant that ``text`` names, "compressor" or "compressor:knob".  Raises ProfileError."""
+        compressor, colon, knob = text.partition(":")
+        if colon and not knob:
+            raise ProfileError(f"{text[:96]!r} is not a variant: the knob after ':' is empty")
+        return cls(compressor, knob)
+
+
+RAW = Variant("raw")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight cost line: seconds = ``fixed_s`` + ``per_token_s`` * tokens, never below 0."""
+
+    per_token_s: float
+    fixed_s: float = 0.0
+
+    def seconds(self, tokens: float) -> float:
+        """Seconds for ``tokens`` tokens (of the uncompressed context)."""
+        return max(0.0, self.fixed_s + self.per_token_s * tokens)
+
+
+@dataclass(frozen=True)
+class PrefillFit:
+    """Seconds of prefill, from a polynomial fit over whole prompts.
+
+    A positive ``base_s`` is paid by every prefill; a negative one makes the first tokens of the prompt
+    cheap, so it belongs to their *positions*: with ``base_s`` <= 0 and no floor, prefilling a prompt in
+    two parts costs as much as in one.
+    """
+
+    base_s: float
+    per_token_s: float
+    per_token2_s: float = 0.0
+    floor_s: float = 0.0
+
+    def seconds(self, new_tokens: int, cached_tokens: int = 0) -> float:
+        """Seconds to prefill ``new_tokens`` that follow ``cached_tokens`` already loaded; 0 for no tokens."""
+        if new_tokens <= 0:
+            return 0.0
+        work = self._up_to(cached_tokens + new_tokens) - self._up_to(cached_tokens)
+        return max(self.floor_s, max(self.base_s, 0.0) + work)
+
+    def _up_to(self, tokens: int) -> float:
+        return max(0.0, min(self.base_s, 0.0) + tokens * (self.per_token_s + self.per_token2_s * tokens))
+
+
+UNMEASURED_PREFILL = PrefillFit(math.nan, math.nan)
+"""Prefill of a profile without speeds: not a number, so that using it cannot give a plausible time."""
+
+
+@dataclass(frozen=True)
+class TierSpec:
+    """One storage level (or link).  Bandwidths are per channel; None means unlimited or not counted."""
+
+    name: str
+    capacity_bytes: int | None
+    read_bytes_per_s: int
+    write_bytes_per_s: int
+    latency_s: float = 0.0
+    channels: int = 1
+    discipline: str = "fifo"
+    endurance_bytes: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Measured or published numbers of one model, its compressors and its tiers.
+
+    Attributes:
+        name, model: text; ``model`` is a name of ``simkv.models`` or any other.
+        kv_bytes_per_token: bytes of raw KV cache per token.
+        layers: number of transformer layers.
+        variants: RAW first.
+        size_accounting: which of ``size_ratios`` is in ``size_ratio``: "nominal" or "measured".
+        size_ratio: stored bytes / raw bytes of every variant, in (0, 1], RAW exactly 1.
+        load_lines: end-to-end seconds per (tier name, variant), decoding included; empty means the
+            physical model, latency + stored bytes / bandwidth + decode line.
+        decode_lines, encode_lines: seconds per *raw* token for loads of the physical model and for moves.
+        prefill: cost of recomputing; UNMEASURED_PREFILL without speeds.
+        tiers: default tiers, fast to slow; may be empty.
+        host_link: link that all loads share on their way to the GPU, or None.
+        quality: rows (task, sample, variant, quality[, quality_train]); one sample is one
+            measured context, its rows are joint over variants.
+        provenance: free facts, and ``numbers``: place in the file -> {status, source}.
+        sha256: hash of the files that the profile was read from ("" if made in memory).
+        size_ratios: every size accounting that is known, by name.
+    """
+
+    name: str
+    model: str
+    kv_bytes_per_token: int
+    layers: int
+    variants: tuple[Variant, ...]
+    size_accounting: str
+    size_ratio: dict[Variant, float]
+    load_lines: dict[tuple[str, Variant], Line]
+    decode_lines: dict[Variant, Line]
+    encode_lines: dict[Variant, Line]
+    prefill: PrefillFit
+    tiers: tuple[TierSpec, ...]
+    host_link: TierSpec | None
+    quality: pd.DataFrame
+    provenance: dict[str, Any]
+    sha256: str
+    size_ratios: dict[str, dict[Variant, float]] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks with quality rows, in order of first appearance; empty without any."""
+        return tuple(dict.fromkeys(self.quality["task"]))
+
+    def samples(self, task: str) -> int:
+        """Number of measured samples (contexts) of ``task``.  Raises ProfileError for an unknown task."""
+        return int(self._rows(task)["sample"].nunique())
+
+    def quality_matrix(self, task: str, *, train: bool = False) -> NDArray[np.float64]:
+        """Quality as float64[samples, len(variants)], samples in rising order; missing RAW rows are 1.0.
+
+        ``train`` takes the column of the training queries.  Raises ProfileError when the task, the
+        column or a variant other than RAW is missing.
+        """
+        rows = self._rows(task)
+        column = "quality_train" if train else "quality"
+        if column not in rows:
+            raise ProfileError(f"profile {self.name}: there is no column {column}")
+        table = rows.pivot(index="sample", columns="variant", values=column)
+        if str(RAW) not in table:
+            table[str(RAW)] = 1.0
+        names = [str(variant) for variant in self.variants]
+        missing = [name for name in names if name not in table]
+        if missing:
+            raise ProfileError(f"profile {self.name}: task {task} has no quality of {_some(missing)}")
+        return table[names].to_numpy(np.float64)
+
+    def mean_quality(self, task: str, variant: Variant) -> float:
+        """Mean quality over the samples of ``task``.  Raises ProfileError as ``quality_matrix`` does."""
+        rows = self._rows(task)
+        values = rows.loc[rows["variant"] == str(variant), "quality"]
+        if len(values):
+            return float(values.mean())
+        if variant == RAW:
+            return 1.0
+        raise ProfileError(f"profile {self.name}: task {task} has no quality of {variant}")
+
+    def require_speeds(self) -> None:
+        """Raise ProfileError naming what is missing unless every variant has its speed numbers.
+
+        Tiers are not asked for, since a run may bring its own.
+        """
+        coded = [variant for variant in self.variants if variant != RAW]
+        missing = ["prefill"] if math.isnan(self.prefill.per_token_s) else []
+        missing += [f"decode line of {variant}" for variant in coded if variant not in self.decode_lines]
+        missing += [f"encode line of {variant}" for variant in coded if variant not in self.encode_lines]
+        if self.load_lines:
+            wanted = [(tier.name, variant) for tier in self.tiers for variant in self.variants]
+            missing += [
+                f"load line of {variant} on {tier}"
+                for tier, variant in wanted
+                if (tier, variant) not in self.load_lines
+            ]
+        if missing:
+            raise ProfileError(f"profile {self.name}: incomplete speeds, missing {_some(missing)}")
+
+    def _rows(self, task: str) -> pd.DataFrame:
+        rows = self.quality[self.quality["task"] == task]
+        if rows.empty:
+            raise ProfileError(f"profile {self.name}: {unknown_name('task', task, self.tasks)}")
+        return rows
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

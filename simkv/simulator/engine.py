@@ -1,0 +1,329 @@
+"""The SimPy engine: the readable reference of what a run means (SPECIFICATION.md), for any policy.
+
+A request is a chain of events: arrive (look up, plan, pin) -> load (one transfer per tier and variant, then the
+host link) -> compute (FIFO) -> first token (offer blocks to the policy, start background transfers).  The engine
+moves the clock and nothing else: durations come from ``costs.py``, waiting from ``tiers.py`` and ``compute.py``,
+rules from ``store.py``, prices of moves from ``transfers.py``.
+"""
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from simpy import Environment
+
+from simkv.profiles import TierSpec
+from simkv.simulator.compute import ComputeServers
+from simkv.simulator.costs import CostTables
+from simkv.simulator.entries import Entry, Placement
+from simkv.simulator.events import ARRIVE, FIRST_TOKEN, LINK, READ, READY, REBALANCE, At
+from simkv.simulator.metrics import Recorder
+from simkv.simulator.planning import plan_reuse
+from simkv.simulator.policies.base import Policy
+from simkv.simulator.store import Store
+from simkv.simulator.tiers import Channel, FifoChannel, make_channel
+from simkv.simulator.transfers import Mover
+from simkv.traces.trace import Trace
+from simkv.units import seconds_to_ns
+
+__all__ = ["Engine", "EngineSettings"]
+
+_PPB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How requests are sent and served; the defaults are an open loop on one GPU.
+
+    Attributes:
+        arrivals: "open" (arrival times count) or "closed" (``concurrency`` requests in flight, times give order).
+        concurrency: requests in flight in a closed loop.
+        gpus: compute servers.
+        reuse: "always" load the stored prefix, or "when_faster" than recomputing.
+        overlap: "none", or "layerwise" (load of layer l + 1 beside compute of layer l).
+        pristine: keep a raw copy of every stored block on the last tier.
+        touch: "reverse" or "forward", order in which a request's blocks are offered to the policy.
+        record_moves: keep one row per move.
+    """
+
+    arrivals: str = "open"
+    concurrency: int = 1
+    gpus: int = 1
+    reuse: str = "always"
+    overlap: str = "none"
+    pristine: bool = False
+    touch: str = "reverse"
+    record_moves: bool = True
+
+
+class Request:
+    """A request under way: what it loads and how far that is."""
+
+    __slots__ = (
+        "arrival_ns",
+        "begin_ns",
+        "blocks",
+        "decode_ns",
+        "hit_tokens",
+        "id",
+        "loaded",
+        "outstanding",
+        "quality",
+    )
+
+    def __init__(self, ident: int, arrival_ns: int, blocks: list[int]) -> None:
+        self.id = ident
+        self.arrival_ns = arrival_ns
+        self.blocks = blocks
+        self.loaded: list[Entry] = []
+        self.outstanding = 0
+        self.begin_ns = arrival_ns
+        self.decode_ns = 0
+        self.hit_tokens = 0
+        self.quality = 0
+
+
+class Engine:
+    """One run over one trace.
+
+    Args:
+        trace: requests.
+        costs: tables of that trace.
+        policy: decides; ``start`` is called here.
+        settings: see EngineSettings.
+        host_link: channel between host memory and the GPU, None for none.
+        after_event: called after each event with the engine (invariant checks in tests); None for none.
+        progress: called with (finished, total) now and then.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        costs: CostTables,
+        policy: Policy,
+        settings: EngineSettings,
+        *,
+        host_link: TierSpec | None = None,
+        after_event: Callable[["Engine"], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.trace = trace
+        self.costs = costs
+        self.policy = policy
+        self.settings = settings
+        self.after_event = after_event
+        self.progress = progress
+        self.env = Environment(initial_time=0)
+        self.readers = [make_channel(self.env, tier) for tier in costs.tiers]
+        self.writers: list[Channel] = [FifoChannel(self.env, tier.channels) for tier in costs.tiers]
+        self.link = make_channel(self.env, host_link) if host_link is not None else None
+        self.gpus = ComputeServers(settings.gpus)
+        usable = len(costs.tiers) - settings.pristine
+        self.store = Store(costs, policy, usable, settings.touch == "reverse")
+        self.store.view.link_chains(_parents(trace))
+        policy.start(self.store.view)
+        self.mover = Mover(costs, self.readers, self.writers, settings.pristine, settings.record_moves)
+        self.recorder = Recorder(len(trace), len(costs.tiers))
+        self.finished = 0
+        self._layers = costs.layers if settings.overlap == "layerwise" else 1
+        self._arrivals = trace.arrival_ns.tolist()
+        self._inputs = trace.input_tokens.tolist()
+        self._offsets = trace.block_offsets.tolist()
+        self._next_use = _next_use(trace, self.store.view.never) if policy.needs_future else None
+        self._next = 0
+
+    # ------------------------------------------------------------------ run
+
+    def run(self) -> None:
+        """Replay the whole trace."""
+        total = len(self.trace)
+        if self.settings.arrivals == "closed":
+            for _ in range(min(self.settings.concurrency, total)):
+                self._send(0)
+        elif total:
+            self._send(self._arrivals[0])
+        if self.policy.period_s > 0 and total:
+            self._schedule_rebalance()
+        step = self.env.step
+        queue_left = self.env.peek
+        if self.after_event is None:
+            while self.finished < total:
+                step()
+        else:
+            while queue_left() != float("inf") and self.finished < total:
+                step()
+                self.after_event(self)
+        self.recorder.sample(self.env.now, self.store.used, self.store.count)
+
+    def _send(self, time_ns: int) -> None:
+        """Schedule the next request's arrival."""
+        request = self._next
+        self._next += 1
+        At(self.env, time_ns, ARRIVE, request, 0, lambda now: self._arrive(request, now))
+
+    def _schedule_rebalance(self) -> None:
+        period_ns = seconds_to_ns(self.policy.period_s)
+        At(self.env, self.env.now + period_ns, REBALANCE, 0, 0, self._rebalance)
+
+    def _rebalance(self, now: int) -> None:
+        self.mover.charge(self.store.rebalance(now), now, -1, set())
+        if self.finished < len(self.trace):
+            self._schedule_rebalance()
+
+    # ------------------------------------------------------------------ arrive and load
+
+    def _arrive(self, ident: int, now: int) -> None:
+        if self.settings.arrivals == "open" and self._next < len(self._arrivals):
+            self._send(self._arrivals[self._next])
+        blocks = self.trace.block_ids[self._offsets[ident] : self._offsets[ident + 1]].tolist()
+        request = Request(ident, now, blocks)
+        found = self.store.lookup(blocks)
+        if found and self.settings.reuse == "when_faster":
+            found = plan_reuse(self, now, found, self._inputs[ident])
+        if not found:
+            self._compute(request, now)
+            return
+        request.loaded = found
+        self._load(request, now)
+
+    def _load(self, request: Request, now: int) -> None:
+        """Pin the prefix and start one transfer per (tier, variant), in order of first block."""
+        groups: dict[Placement, list[Entry]] = {}
+        tokens = quality = 0
+        limit = self._inputs[request.id]
+        last: Placement | None = None
+        members: list[Entry] = []
+        for entry in request.loaded:
+            entry.pins += 1
+            placement = entry.placement
+            if placement is not last:
+                members = groups.setdefault(placement, [])  # type: ignore[arg-type]
+                last = placement
+            members.append(entry)
+            counted = min(entry.tokens, limit - tokens)
+            tokens += counted
+            quality += counted * entry.quality_ppb
+        request.hit_tokens = tokens
+        request.quality = quality
+        request.outstanding = len(groups)
+        for part, (placement, entries) in enumerate(groups.items()):
+            self._await_arrivals(request, placement, entries, part, now)
+
+    def _await_arrivals(
+        self, request: Request, placement: Placement, entries: list[Entry], part: int, now: int
+    ) -> None:
+        """Start the group's transfer once the bytes of all its entries have arrived on the tier."""
+        ready_ns = now
+        pending = 0
+
+        def arrived(time_ns: int) -> None:
+            nonlocal ready_ns, pending
+            pending -= 1
+            ready_ns = max(ready_ns, time_ns)
+            if pending == 0:
+                At(self.env, max(ready_ns, self.env.now), READY, request.id, part, begin)
+
+        def begin(time_ns: int) -> None:
+            self._read(request, placement, entries, part, time_ns)
+
+        for entry in entries:
+            transfer = entry.transfer
+            if transfer is None:
+                continue
+            if transfer.pending:
+                pending += 1
+                transfer.waiters.append(arrived)
+            elif transfer.ready_ns <= now:
+                entry.transfer = None
+            elif transfer.ready_ns > ready_ns:
+                ready_ns = transfer.ready_ns
+        if pending:
+            return
+        if ready_ns > now:
+            At(self.env, ready_ns, READY, request.id, part, begin)
+        else:
+            begin(now)
+
+    def _read(self, request: Request, placement: Placement, entries: list[Entry], part: int, now: int) -> None:
+        """One transfer on the tier's read channel, then on the host link."""
+        tier, variant = placement
+        costs = self.costs
+        per_block = costs.read[tier][variant]
+        service = costs.read_fixed[tier][variant]
+        decode = costs.decode[tier][variant]
+        request.decode_ns += costs.decode_fixed[tier][variant]
+        for entry in entries:
+            service += per_block[entry.size_class]
+            request.decode_ns += decode[entry.size_class]
+
+        def across_link(start: int, end: int) -> None:
+            assert self.link is not None
+            link_ns = costs.link_fixed
+            for entry in entries:
+                link_ns += costs.link[variant][entry.size_class]
+            request.begin_ns = max(request.begin_ns, start)
+            self.link.submit(end, link_ns, LINK, request.id, part, loaded)
+
+        def loaded(start: int, end: int) -> None:
+            if self.link is None and start > request.begin_ns:
+                request.begin_ns = start
+            request.outstanding -= 1
+            if request.outstanding == 0:
+                self._compute(request, end)
+
+        done = loaded if self.link is None else across_link
+        self.readers[tier].submit(now, max(0, service), READ, request.id, part, done)
+
+    # ------------------------------------------------------------------ compute and store
+
+    def _compute(self, request: Request, now: int) -> None:
+        """Decompress and prefill on the GPU that is free first."""
+        total = self._inputs[request.id]
+        work = request.decode_ns + self.costs.prefill_ns(request.hit_tokens, total)
+        layers = self._layers
+        first = request.begin_ns - (request.begin_ns - now) // layers if request.loaded else now
+        start, finish = self.gpus.start(first, work, now, -(-work // layers))
+        queue = start - first
+        load = finish - request.arrival_ns - queue - work
+        At(self.env, finish, FIRST_TOKEN, request.id, 0, lambda end: self._first_token(request, load, queue, work, end))
+
+    def _first_token(self, request: Request, load: int, queue: int, work: int, now: int) -> None:
+        total = self._inputs[request.id]
+        self.recorder.request(request, total, load, queue, work)
+        blocks = request.blocks
+        next_use = None
+        if self._next_use is not None:
+            offset = self._offsets[request.id]
+            next_use = self._next_use[offset : offset + len(blocks)].tolist()
+        changes = self.store.step(now, request.id, request.arrival_ns, blocks, len(request.loaded), next_use)
+        if changes:
+            self.mover.charge(changes, now, request.id, set(blocks))
+        self.finished += 1
+        if self.recorder.due(self.finished):
+            self.recorder.sample(now, self.store.used, self.store.count)
+            if self.progress is not None:
+                self.progress(self.finished, len(self.trace))
+        if self.settings.arrivals == "closed" and self._next < len(self.trace):
+            self._send(now)
+
+
+def _parents(trace: Trace) -> np.ndarray:
+    """int32[B]: block before each block where it first occurs, -1 for the first of a request."""
+    before = np.empty_like(trace.block_ids)
+    before[1:] = trace.block_ids[:-1]
+    starts = trace.block_offsets[:-1]
+    before[starts[starts < len(before)]] = -1
+    parent = np.full(trace.n_blocks, -1, dtype=np.int32)
+    parent[trace.block_ids[::-1]] = before[::-1]
+    return parent
+
+
+def _next_use(trace: Trace, never: int) -> array:
+    """int64[N]: request that next asks for each occurrence's block, ``never`` if none does."""
+    owner = np.repeat(np.arange(len(trace), dtype=np.int64), np.diff(trace.block_offsets))
+    order = np.argsort(trace.block_ids, kind="stable")
+    following = np.full(len(owner), never, dtype=np.int64)
+    same = trace.block_ids[order[1:]] == trace.block_ids[order[:-1]]
+    following[order[:-1][same]] = owner[order[1:][same]]
+    return array("q", following.tobytes())

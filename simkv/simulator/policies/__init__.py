@@ -1,0 +1,61 @@
+"""Policies by name.  One file per policy; ``base.py`` has the interface, ``ordered.py`` the tier chain of the classical ones."""
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+from simkv.errors import PolicyError, unknown_name
+from simkv.simulator.policies.adaptcache import AdaptCache
+from simkv.simulator.policies.base import Policy
+from simkv.simulator.policies.clairvoyant import Clairvoyant
+from simkv.simulator.policies.fifo import Fifo
+from simkv.simulator.policies.gdsf import Gdsf
+from simkv.simulator.policies.lfu import Lfu
+from simkv.simulator.policies.lru import Lru
+from simkv.simulator.policies.recompute import Recompute
+from simkv.simulator.policies.s3fifo import S3Fifo
+
+__all__ = ["POLICIES", "Policy", "find_policy", "make_policy"]
+
+POLICIES: dict[str, type[Policy]] = {
+    "adaptcache": AdaptCache,
+    "clairvoyant": Clairvoyant,
+    "fifo": Fifo,
+    "gdsf": Gdsf,
+    "lfu": Lfu,
+    "lru": Lru,
+    "recompute": Recompute,
+    "s3fifo": S3Fifo,
+}
+
+
+def find_policy(name: str) -> type[Policy]:
+    """The class of a known policy, or of "package.module:Class".
+
+    Raises PolicyError for an unknown name, a module that cannot be imported, or a class that is no Policy.
+    """
+    if ":" not in name:
+        if name not in POLICIES:
+            raise PolicyError(unknown_name("policy", name, POLICIES) + ' (or write your own as "module:Class")')
+        return POLICIES[name]
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise PolicyError(f"policy {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise PolicyError(f"policy {name!r} is not a subclass of simkv.simulator.policies.base.Policy")
+    return found
+
+
+def make_policy(name: str, params: dict[str, Any]) -> Policy:
+    """A policy with its parameters.  Raises PolicyError for unknown or wrong ones."""
+    found = find_policy(name)
+    known = {field.name for field in fields(found) if field.init}
+    for key in params:
+        if key not in known:
+            raise PolicyError(unknown_name(f"parameter of policy {name}:", key, known or {"(none)"}))
+    try:
+        return found(**params)
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"policy {name}: {error}") from error

@@ -1,0 +1,280 @@
+"""simulate: trace + profile + policy -> Result, from Python objects or from a config.
+
+What it is: the place where the parts of the simulator are put together and the result is labelled with what
+it depends on.  What it is not: a sweep (``simkv.experiments``).
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from simkv.config import EngineConfig, RunConfig, parse_engine, resolved
+from simkv.errors import ConfigError, ProfileError, TraceError, unknown_name
+from simkv.models import find_model
+from simkv.preparation import prepare_trace
+from simkv.profiles import Profile, TierSpec, compose, load_profile
+from simkv.simulator.costs import UNLIMITED, CostTables, build_costs
+from simkv.simulator.engine import Engine, EngineSettings
+from simkv.simulator.invariants import check_engine
+from simkv.simulator.metrics import Result, moves_frame, occupancy_frame, requests_frame
+from simkv.simulator.policies import Policy, make_policy
+from simkv.simulator.summary import measured_rows, summarize
+from simkv.simulator.transfers import KINDS
+from simkv.traces.trace import Trace
+from simkv.traces.transform import assign_tasks
+from simkv.units import NS_PER_S, parse_bytes
+
+__all__ = ["prepare_profile", "run_config", "simkv_version", "simulate"]
+
+Progress = Callable[[int, int], None]
+
+
+def simulate(
+    trace: Trace,
+    profile: Profile,
+    policy: str | Mapping[str, Any] | Policy = "lru",
+    *,
+    tiers: Mapping[str, Any] | Sequence[TierSpec] | None = None,
+    host_link: TierSpec | None = None,
+    tasks: str | Mapping[str, float] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **engine: Any,
+) -> Result:
+    """Replay a trace through a hierarchy under a policy.
+
+    Args:
+        trace: requests (``load_trace``, ``generate_trace``).
+        profile: quality, sizes, speeds (``load_profile``).
+        policy: a known name, "module:Class", ``{"name": ..., parameter: ...}``, or a Policy object.
+        tiers: new capacities of the profile's tiers ({"dram": "256 GiB"}), or a list of TierSpec, fast to slow.
+        host_link: channel between host memory and GPU; None takes the profile's.
+        tasks: needed when the trace has none: one task of the profile or a mixture {task: weight}.
+        seed: assigns measured samples (and tasks) to contexts.
+        progress: called with (finished, total) requests now and then.
+        engine: keys of ``[engine]`` in a config, such as arrivals="closed", gpus=4, overlap="layerwise".
+
+    Raises:
+        SimkvError: (TraceError, ProfileError, ConfigError, PolicyError) for bad input.
+    """
+    settings = parse_engine(engine, "simulate")
+    chosen = _policy(policy)
+    if tasks is not None:
+        trace = assign_tasks(trace, tasks if isinstance(tasks, str) else dict(tasks), seed)
+    specs = _tiers(profile, tiers)
+    return _execute(trace, profile, chosen, specs, host_link or profile.host_link, settings, seed, progress)
+
+
+def run_config(
+    config: RunConfig, *, trace: Trace | None = None, profile: Profile | None = None, progress: Progress | None = None
+) -> Result:
+    """One run from its config; ``trace`` (already prepared) and ``profile`` may be given to save loading them.
+
+    Raises SimkvError for bad input.
+    """
+    trace = prepare_trace(config) if trace is None else trace
+    profile = prepare_profile(config) if profile is None else profile
+    specs = tuple(tier.to_spec() for tier in config.tiers) or profile.tiers
+    link = config.host_link.to_spec() if config.host_link else profile.host_link
+    policy = make_policy(config.policy.name, dict(config.policy.params))
+    result = _execute(trace, profile, policy, specs, link, config.engine, config.seed, progress)
+    result.meta["config"] = resolved(config)
+    result.summary.update(label=config.policy.title, policy=config.policy.name)
+    return result
+
+
+def prepare_profile(config: RunConfig) -> Profile:
+    """The profile of a run, composed and with another model's KV bytes if the config says so.
+
+    Raises ProfileError or ConfigError.
+    """
+    profile = load_profile(config.profile.name, config.profile.sizes)
+    if config.profile.speeds is not None:
+        profile = compose(profile, load_profile(config.profile.speeds))
+    if config.model is None:
+        return profile
+    shape = find_model(config.model)
+    if profile.load_lines and shape.kv_bytes_per_token != profile.kv_bytes_per_token:
+        raise ProfileError(
+            f"model: profile {profile.name} has load times measured for {profile.model}; "
+            f"another model needs a profile of bandwidths"
+        )
+    return replace(profile, model=shape.name, kv_bytes_per_token=shape.kv_bytes_per_token, layers=shape.layers)
+
+
+def simkv_version() -> str:
+    """Version of the installed package, "0" from a bare source tree."""
+    try:
+        return version("simkv")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, str):
+        return make_policy(policy, {})
+    params = dict(policy)
+    name = params.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError("simulate: policy needs a 'name'")
+    return make_policy(name, params)
+
+
+def _tiers(profile: Profile, tiers: Mapping[str, Any] | Sequence[TierSpec] | None) -> tuple[TierSpec, ...]:
+    if tiers is None:
+        return profile.tiers
+    if not isinstance(tiers, Mapping):
+        return tuple(tiers)
+    known = {tier.name for tier in profile.tiers}
+    for name in tiers:
+        if name not in known:
+            raise ConfigError(unknown_name(f"tier of profile {profile.name}:", name, known))
+
+    def capacity(tier: TierSpec) -> int | None:
+        given = tiers.get(tier.name, tier.capacity_bytes)
+        return None if given in (None, "unlimited") else parse_bytes(given)
+
+    return tuple(replace(tier, capacity_bytes=capacity(tier)) for tier in profile.tiers)
+
+
+def _execute(
+    trace: Trace,
+    profile: Profile,
+    policy: Policy,
+    tiers: tuple[TierSpec, ...],
+    host_link: TierSpec | None,
+    config: EngineConfig,
+    seed: int,
+    progress: Progress | None,
+) -> Result:
+    started = time.perf_counter()
+    _check_trace(trace, policy)
+    _check_measured_reads(profile, tiers)
+    costs = build_costs(
+        trace,
+        profile,
+        tiers,
+        host_link=host_link,
+        seed=seed,
+        quality_view=config.quality_view,
+        quality_queries=config.quality_queries,
+    )
+    _check_tiers(costs, config.pristine)
+    engine = Engine(
+        trace,
+        costs,
+        policy,
+        _settings(config),
+        host_link=host_link,
+        after_event=check_engine if config.check else None,
+        progress=progress,
+    )
+    engine.run()
+    result = _result(engine, profile, config, seed)
+    result.summary["wall_s"] = round(time.perf_counter() - started, 3)
+    return result
+
+
+def _settings(config: EngineConfig) -> EngineSettings:
+    return EngineSettings(
+        arrivals=config.arrivals,
+        concurrency=config.concurrency,
+        gpus=config.gpus,
+        reuse=config.reuse,
+        overlap=config.overlap,
+        pristine=config.pristine,
+        touch=config.touch,
+    )
+
+
+def _check_trace(trace: Trace, policy: Policy) -> None:
+    name = trace.meta.get("name", "trace")
+    if not len(trace):
+        raise TraceError(f"{name}: the trace has no requests")
+    if (not trace.meta.get("reuse", True) or not trace.n_blocks) and policy.name != "recompute":
+        raise TraceError(
+            f"{name}: the trace has no reuse information (format {trace.meta.get('format')}), so nothing can be hit; "
+            f"only policy 'recompute' can replay it"
+        )
+
+
+def _check_measured_reads(profile: Profile, tiers: tuple[TierSpec, ...]) -> None:
+    """A tier whose load times were measured cannot be given another read bandwidth."""
+    measured = {tier for tier, _ in profile.load_lines}
+    own = {tier.name: tier.read_bytes_per_s for tier in profile.tiers}
+    for tier in tiers:
+        if tier.name in measured and tier.read_bytes_per_s != own.get(tier.name, tier.read_bytes_per_s):
+            raise ConfigError(
+                f"tiers.{tier.name}.read: profile {profile.name} has measured load times for this tier, "
+                f"so its read bandwidth cannot be changed; use a profile of bandwidths"
+            )
+
+
+def _check_tiers(costs: CostTables, pristine: bool) -> None:
+    if not costs.tiers:
+        raise ConfigError("tiers: neither the config nor the profile has any")
+    if pristine and costs.capacity[-1] != UNLIMITED:
+        raise ConfigError(f"engine.pristine needs the last tier, {costs.tiers[-1].name!r}, to be unlimited")
+    if pristine and len(costs.tiers) < 2:
+        raise ConfigError("engine.pristine needs a tier besides the one with the pristine copies")
+    if not costs.class_tokens:
+        return
+    smallest = min(sizes[0] for sizes in costs.size)
+    usable = costs.capacity[: len(costs.capacity) - pristine]
+    if max(usable) < smallest:
+        raise ConfigError(
+            f"tiers: no tier holds even the smallest entry ({smallest} bytes); largest capacity {max(usable)} bytes"
+        )
+
+
+def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -> Result:
+    trace = engine.trace
+    arrival_s = trace.arrival_ns / 1e9
+    requests = requests_frame(engine, np.ones(len(trace), dtype=bool))
+    warmup = config.warmup
+    amount = ("s", warmup.duration_ns / NS_PER_S) if warmup.share is None else ("share", warmup.share)
+    requests["measured"] = measured_rows(requests["revisit"].to_numpy(), arrival_s, config.measure, amount)
+    params = {key: value for key, value in vars(engine.policy).items() if not key.startswith("_")}
+    summary = {
+        "policy": engine.policy.name,
+        "label": engine.policy.name,
+        "params": params,
+        "seed": seed,
+        **summarize(engine, requests, seed),
+        "engine": "simpy",
+        "unit": trace.meta.get("unit", "block"),
+    }
+    return Result(requests, moves_frame(engine), occupancy_frame(engine), _meta(engine, profile, seed), summary)
+
+
+def _meta(engine: Engine, profile: Profile, seed: int) -> dict[str, Any]:
+    tiers = engine.costs.tiers
+    busy = {tier.name: channel.busy_ns / 1e9 for tier, channel in zip(tiers, engine.readers, strict=True)}
+    return {
+        "simkv_version": simkv_version(),
+        "seed": seed,
+        "trace": trace_facts(engine.trace),
+        "profile": {
+            "name": profile.name,
+            "model": profile.model,
+            "sizes": profile.size_accounting,
+            "sha256": profile.sha256,
+        },
+        "tiers": [vars(tier) for tier in tiers],
+        "engine": vars(engine.settings),
+        "moves": dict(zip(KINDS, engine.mover.counts.kinds, strict=True)),
+        "busy_s": {**{f"read_{name}": seconds for name, seconds in busy.items()}, "gpu": engine.gpus.busy_ns / 1e9},
+        "recode_s": engine.mover.counts.recode_ns / 1e9,
+        "held_by_pins": engine.store.counts.held_by_pins,
+    }
+
+
+def trace_facts(trace: Trace) -> dict[str, Any]:
+    """What identifies a trace in a result: its metadata and counts."""
+    return {**trace.meta, "requests": len(trace), "blocks": len(trace.block_ids), "distinct_blocks": trace.n_blocks}
