@@ -70,7 +70,9 @@ def compare_curves(table: pd.DataFrame, label: str, *, by: Iterable[str] = ()) -
     if missing:
         raise SimkvError(f"comparison: the table has no column {', '.join(missing)}")
     if label not in set(table["label"]):
-        raise SimkvError(f"comparison: no run has the label {label!r}; labels: {', '.join(sorted(set(table['label'])))}")
+        raise SimkvError(
+            f"comparison: no run has the label {label!r}; labels: {', '.join(sorted(set(table['label'])))}"
+        )
     groups = table.groupby(by, sort=False) if by else [((), table)]
     rows = []
     for key, group in groups:

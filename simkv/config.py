@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
-from simkv.config_errors import config_error, shown
+from simkv.config_errors import config_error, shown, shown_key
 from simkv.config_fields import Warmup
 from simkv.config_models import (
     EngineConfig,
@@ -108,7 +108,10 @@ def resolved(config: RunConfig) -> dict[str, Any]:
     """
     table: dict[str, Any] = _without_none(config.model_dump(mode="json", by_alias=True))
     trace, engine, policy = table["trace"], table["engine"], table["policy"]
-    del trace["format" if config.trace.generate else "options"]
+    if config.trace.generate:
+        del trace["format"]
+    elif not config.trace.options:
+        del trace["options"]
     if config.trace.window_tokens is None:
         del trace["window_rule"]
     if config.engine.arrivals == "open":
@@ -204,7 +207,9 @@ def _override_study(config: StudyConfig, values: dict[str, Any], where: str) -> 
     plain = {key: value for key, value in values.items() if not key.startswith("grid.")}
     for key in plain:
         if key in grid or any(f"policy.{name}" == key for entry in config.policies for name in entry.grid):
-            raise ConfigError(f"{where}: {key}: this key is a factor of the study's grid; set the grid instead")
+            raise ConfigError(
+                f"{where}: {shown_key(key)}: this key is a factor of the study's grid; set the grid instead"
+            )
     own = {key: value for key, value in plain.items() if key.startswith("policy.")}
     shared = {key: value for key, value in plain.items() if key not in own}
     policies = []
@@ -230,14 +235,14 @@ def _parse_study(table: dict[str, Any], where: str, source: str | None = None) -
     for key in grid:
         if key == "policy" or any(f"policy.{name}" == key for entry in policies for name in entry.grid):
             raise ConfigError(
-                f"{where}: grid.{key}: policies and their own grids stand in [[policies]]; remove it here"
+                f"{where}: grid.{shown_key(key)}: policies and their own grids stand in [[policies]]; remove it here"
             )
     return StudyConfig(base=base, grid=grid, policies=policies, source=source or where)
 
 
 def _policy_grid(entry: Any, index: int, where: str) -> PolicyGrid:
     name = entry.get("name") if isinstance(entry, Mapping) else None
-    within = f"policies.{name if isinstance(name, str) else index}"
+    within = f"policies.{shown_key(name) if isinstance(name, str) else index}"
     policy = _validated(PolicyConfig, _without_grid(entry), where, within)
     grid = _factors(entry.get("grid", {}) if isinstance(entry, Mapping) else {}, where, f"{within}.grid")
     return _validated(PolicyGrid, {"policy": policy, "grid": grid}, where, within)
@@ -252,7 +257,9 @@ def _factors(grid: Any, where: str, within: str) -> dict[str, list[Any]]:
         raise ConfigError(f"{where}: {within}: {shown(grid)} is not a table of lists")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: {within}.{key}: {shown(values)} is not a list of at least one value")
+            raise ConfigError(
+                f"{where}: {within}.{shown_key(key)}: {shown(values)} is not a list of at least one value"
+            )
     return {str(key): list(values) for key, values in grid.items()}
 
 
@@ -288,14 +295,14 @@ def _set(table: dict[str, Any], dotted: str, value: Any, where: str) -> None:
         if depth == 1 and sections[0] == "tiers" and isinstance(node, list):
             tiers = {str(tier["name"]): tier for tier in node}
             if section not in tiers:
-                raise ConfigError(f"{where}: {dotted}: {unknown_name('tier', section, tiers)}")
+                raise ConfigError(f"{where}: {shown_key(dotted)}: {unknown_name('tier', section, tiers)}")
             node = tiers[section]
         else:
             node = node.setdefault(section, {})
         if not isinstance(node, (dict, list)):
-            raise ConfigError(f"{where}: {dotted}: {section!r} is not a table")
+            raise ConfigError(f"{where}: {shown_key(dotted)}: {section!r} is not a table")
     if not isinstance(node, dict):
-        raise ConfigError(f"{where}: {dotted}: address a tier by its name, like tiers.dram.capacity")
+        raise ConfigError(f"{where}: {shown_key(dotted)}: address a tier by its name, like tiers.dram.capacity")
     node[last] = value
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from simkv.errors import ConfigError, unknown_name
 
-__all__ = ["KeyProblem", "config_error", "shown"]
+__all__ = ["KeyProblem", "config_error", "shown", "shown_key"]
 
 _SHOWN_CHARACTERS = 80
 _TABLES = {"model_type", "model_attributes_type", "dict_type"}
@@ -38,6 +38,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
+def shown_key(key: object) -> str:
+    """A key, which may be any text, on one line and without quotes."""
+    return shown(str(key))[1:-1]
+
+
 def config_error(error: ValidationError, given: object, where: str, within: str = "") -> ConfigError:
     """The first of pydantic's findings as one line, with the number of the others.
 
@@ -52,7 +57,7 @@ def config_error(error: ValidationError, given: object, where: str, within: str 
     key = _dotted(first["loc"], given, absent=first["type"] == "missing")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, KeyProblem) and cause.key:
-        key = f"{key}.{cause.key}" if key else cause.key
+        key = ".".join(part for part in (key, shown_key(cause.key)) if part)
     key = ".".join(part for part in (within, key) if part)
     others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return ConfigError(": ".join(part for part in (where, key, _problem(first) + others) if part))
@@ -91,5 +96,5 @@ def _dotted(location: Sequence[int | str], given: object, absent: bool) -> str:
         else:
             break
         name = node.get("name") if isinstance(step, int) and isinstance(node, Mapping) else None
-        parts.append(shown(name if isinstance(name, str) else str(step))[1:-1])
+        parts.append(shown_key(name if isinstance(name, str) else step))
     return ".".join(parts)

@@ -89,11 +89,9 @@ class TraceConfig(_Section):
         if (self.file is None) == (self.generate is None):
             both = "both are given" if self.file else "neither is given"
             raise KeyProblem("file", f"give exactly one of file and generate; {both}")
-        for key in sorted({"name", "seed"} & self.options.keys()):
-            raise KeyProblem(f"options.{key}", "generate names the generator and the run's seed seeds it; remove it")
-        if self.file:
-            self._refuse_without({"options"}, "generate")
-        else:
+        for key in sorted({"name", "seed", "path", "format", "limits"} & self.options.keys()):
+            raise KeyProblem(f"options.{key}", "is set by the other keys of the config; remove it")
+        if not self.file:
             self._refuse_without({"format"}, "file")
         if self.window_tokens is None:
             self._refuse_without({"window_rule"}, "window_tokens")

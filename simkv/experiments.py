@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_RUNS = 100_000
 _NAME_CHARACTERS = 16
 _SUMMARY = "summary"
+_FIRST_COLUMNS = ("run", "policy", "label", "params", "seed")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,11 @@ def expand(study: StudyConfig) -> list[StudyRun]:
     base = study.base
     if any(key.startswith("tiers.") for key in study.grid) and not any(key.startswith("profile") for key in study.grid):
         base = with_profile_tiers(base)
+    points = _size(study.grid) * sum(_size(entry.grid) for entry in study.policies)
+    if points > _MAX_RUNS:
+        raise ConfigError(f"{study.source}: grid: {points} runs, more than {_MAX_RUNS}")
     runs: dict[str, StudyRun] = {}
-    points = 0
     for policy, factors in _points(study):
-        points += 1
-        if points > _MAX_RUNS:
-            raise ConfigError(f"{study.source}: grid: more than {_MAX_RUNS} runs")
         at = ", ".join(f"{key} = {value!r}" for key, value in factors.items())
         where = f"{study.source}: at {at}" if at else study.source
         config = replace_values(base, {"policy": policy, **factors}, where)
@@ -71,6 +72,10 @@ def expand(study: StudyConfig) -> list[StudyRun]:
     if points > len(runs):
         _LOG.warning("%s: %d of %d runs equal another one and are left out", study.source, points - len(runs), points)
     return list(runs.values())
+
+
+def _size(grid: dict[str, list[Any]]) -> int:
+    return math.prod(len(values) for values in grid.values())
 
 
 def _points(study: StudyConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -221,9 +226,12 @@ def _plan(
 def _write_table(runs: list[StudyRun], folders: list[Path | None], results: Path) -> pd.DataFrame:
     """The table of the runs that are there, written as Parquet and CSV."""
     rows = [_row(run, folder) for run, folder in zip(runs, folders, strict=True) if folder and _is_complete(folder)]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = pd.DataFrame(rows, columns=columns)
-    for key in dict.fromkeys(key for run in runs for key in run.factors if key in columns):
+    factors = list(dict.fromkeys(key for run in runs for key in run.factors))
+    found = dict.fromkeys(key for row in rows for key in row)
+    table = pd.DataFrame(
+        rows, columns=[key for key in dict.fromkeys([*_FIRST_COLUMNS, *factors, *found]) if key in found]
+    )
+    for key in table.columns.intersection(factors):
         kinds = {type(value) for value in table[key].dropna()}
         if len(kinds) > 1 and not kinds <= {int, float}:
             table[key] = table[key].map(str, na_action="ignore")

@@ -46,7 +46,7 @@ def prepare_trace(config: RunConfig) -> Trace:
     """
     asked = config.trace
     if asked.file:
-        trace = load_trace(asked.file, asked.format)
+        trace = load_trace(asked.file, asked.format, **asked.options)
     else:
         trace = generate_trace(str(asked.generate), seed=sub_seed(config.seed, "trace"), **asked.options)
     if asked.start_ns or asked.stop_ns is not None:

@@ -25,7 +25,9 @@ def repository() -> Path:
     return REPOSITORY
 
 
-def make_trace(requests: list[list[int]], *, gap_s: float = 1.0, tokens: int = 512, output: int = 10, **meta: object) -> Trace:
+def make_trace(
+    requests: list[list[int]], *, gap_s: float = 1.0, tokens: int = 512, output: int = 10, **meta: object
+) -> Trace:
     """A trace whose request r asks for the given block keys, ``gap_s`` apart, all blocks ``tokens`` long."""
     counts = [len(keys) for keys in requests]
     flat = [key for keys in requests for key in keys]

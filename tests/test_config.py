@@ -1,7 +1,5 @@
 """Configurations: what parses, what is refused and in which words, overrides, identity."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
-
 import json
 from collections.abc import Callable
 from functools import partial
@@ -132,7 +130,7 @@ def test_models_are_frozen() -> None:
         ({"trace": {"rate": float("nan")}}, "trace.rate: nan", "finite"),
         ({"trace": {"sample": 1.5}}, "trace.sample: 1.5", "less than or equal to 1"),
         ({"trace": {"generate": "zipf"}}, "trace.file:", "both are given"),
-        ({"trace": {"options": {"requests": 5}}}, "trace.options:", "without generate"),
+        ({"trace": {"options": {"limits": 5}}}, "trace.options.limits", "other keys"),
         ({"trace": {"window_rule": "clip"}}, "trace.window_rule:", "without window_tokens"),
         ({"trace": {"start": "9 s", "stop": "9 s"}}, "trace.stop:", "9 s is not after start (9 s)"),
         ({"trace": {"file": 5}}, "trace.file: 5", "valid string"),
@@ -163,7 +161,7 @@ def test_a_mistake_is_named_by_its_key(changes: dict[str, Any], key: str, words:
     [
         ({}, "trace.file", "neither is given"),
         ({"generate": "zipf", "format": "auto"}, "trace.format", "without file"),
-        ({"generate": "zipf", "options": {"seed": 3}}, "trace.options.seed", "the run's seed"),
+        ({"generate": "zipf", "options": {"seed": 3}}, "trace.options.seed", "other keys"),
     ],
 )
 def test_mistakes_of_generated_traces(trace: dict[str, Any], key: str, words: str) -> None:

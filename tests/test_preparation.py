@@ -1,7 +1,5 @@
 """prepare_trace: the order of its steps, its seeds, and what identifies a trace."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
-
 import hashlib
 import json
 from pathlib import Path

@@ -116,7 +116,7 @@ def _set_x(axes: Axes, places: dict[str, float]) -> None:
     finite = {text: place for text, place in places.items() if text != "unlimited"}
     if _is_log(finite):
         axes.set_xscale("log", base=2)
-    names = {place: f"{place:.4g}" for place in finite.values()}
+    names = {place: f"{place:.4g}" for place in sorted(finite.values())}
     names |= {place: "no limit" for text, place in places.items() if text == "unlimited"}
     axes.set_xticks(list(names), list(names.values()))
     axes.xaxis.set_minor_locator(NullLocator())

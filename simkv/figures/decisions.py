@@ -65,7 +65,8 @@ def decisions(requests: Mapping[str, pd.DataFrame], *, log_x: bool | None = None
 
     Args:
         requests: {label: requests frame} with input_tokens, served_by, variant, revisit, measured; only measured
-            revisits count.  A tier's rarest variants beyond five are drawn as one, "other".
+            revisits count.  A tier with more than five variants is drawn by compressor, and past five the
+            rarest as one, "other".
         log_x: logarithmic lengths; None chooses by their spread (1st to 99th percentile above a factor of 40).
 
     Raises:
@@ -82,9 +83,8 @@ def decisions(requests: Mapping[str, pd.DataFrame], *, log_x: bool | None = None
         log_x = bool(low > 0 and high / low > _LOG_FROM)
     low, high = _range(lengths, log_x)
     rows, columns = panel_grid(len(revisits))
-    figure = new_figure(
-        COLUMN_IN if columns == 1 else PAGE_IN, 0.35 + (2.1 if columns == 1 else 1.7 if rows < 4 else 1.35) * rows
-    )
+    row_in = 2.1 if columns == 1 else 1.7 if rows < 4 else 1.35
+    figure = new_figure(COLUMN_IN if columns == 1 else PAGE_IN, 0.35 + row_in * rows)
     grid = panel_axes(figure, list(revisits), "Input length (thousand tokens)", "Share of revisits")
     for axes, frame in zip(grid, revisits.values(), strict=True):
         axes.grid(visible=False)
@@ -132,7 +132,7 @@ def _merged_names(everything: pd.DataFrame) -> dict[_Pair, _Pair]:
 def _tier_order(frames: Iterable[pd.DataFrame]) -> list[str]:
     """Tiers fast to slow as the frames' tokens_<tier> columns have them, then any others, recompute last."""
     tiers = {
-        column.removeprefix("tokens_"): None for frame in frames for column in frame if column.startswith("tokens_")
+        str(column)[len("tokens_") :]: None for frame in frames for column in frame if str(column).startswith("tokens_")
     }
     return [*tiers]
 

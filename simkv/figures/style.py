@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from simkv.errors import SimkvError
+
 __all__ = [
     "COLUMN_IN",
     "FAINT",
@@ -46,6 +48,8 @@ PAGE_IN = 7.0
 FAINT = "#8a8a8a"
 _LINE_IN = 0.155
 _LEGEND_KEY_IN = 0.38
+_TALLEST_IN = 100
+_MOST_LABELS = 200
 _LEGEND_MARGIN_IN = 0.2
 _CHARACTERS_PER_IN = 13.5
 
@@ -81,6 +85,7 @@ LOOK: Any = {
     "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,
     "svg.hashsalt": "simkv",
+    "text.parse_math": False,
 }
 
 # Okabe-Ito without its yellow (too pale for a line), then dark hues of Paul Tol that stay apart from it.
@@ -154,10 +159,19 @@ def styled(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
-    """An empty Figure of that size (inches) with its own Agg canvas; pyplot never hears of it."""
+    """An empty Figure of that size (inches) with its own Agg canvas; pyplot never hears of it.
+
+    Raises SimkvError for more inches than can be drawn.
+    """
+    _check_height(height_in)
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _check_height(height_in: float) -> None:
+    if height_in > _TALLEST_IN:
+        raise SimkvError(f"the figure would be {height_in:.0f} inches tall, more than {_TALLEST_IN}; pass fewer runs")
 
 
 def panel_grid(count: int) -> tuple[int, int]:
@@ -201,19 +215,26 @@ def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     columns = math.ceil(len(labels) / math.ceil(len(labels) / columns))
     lines = [label.count("\n") + 1 for label in labels]
     tallest = max(int(part.sum()) for part in np.array_split(lines, columns))
+    _check_height(height + tallest * _LINE_IN)
     figure.set_size_inches(width, height + tallest * _LINE_IN)
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
 def _width_in(label: str, size: float) -> float:
-    return max(float(TextPath((0, 0), line, size=size).get_extents().width) for line in label.split("\n")) / 72
+    lines = [line for line in label.split("\n") if line]
+    return max((float(TextPath((0, 0), line, size=size).get_extents().width) / 72 for line in lines), default=0.0)
 
 
 def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
     """A style per label: known policies keep their own colour, others take free ones in the order given.
 
     "AdaptCache (a)" and "AdaptCache (b)" share the hue of "AdaptCache"; they differ in brightness, dashes and marker.
+
+    Raises SimkvError for more than 200 labels.
     """
+    labels = list(labels)
+    if len(labels) > _MOST_LABELS:
+        raise SimkvError(f"{len(labels)} labels to tell apart, more than {_MOST_LABELS}; pass fewer runs")
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(_normal(label.split(" (")[0]), []).append(label)

@@ -98,7 +98,7 @@ def average_seeds(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     for row, values in enumerate(params):
         place = (
             _text(table["label"].iloc[row]),
-            _text(values),
+            tuple(sorted((name, _text(value)) for name, value in values.items())),
             *(_text(table[factor].iloc[row]) for factor in factors),
         )
         keys.setdefault(place, []).append(row)

@@ -38,7 +38,8 @@ class CostTables:
         block_class: [b] size class; ``class_tokens``: [c] tokens.
         size: [v][c] stored bytes.
         read_fixed, read: [t][v] and [t][v][c] time on the read channel per transfer and per block.
-        link_fixed, link: same on the host link; both 0 without one.
+        link_fixed, link: same on the host link towards the GPU; both 0 without one.
+        link_write: [v][c] on the host link from the GPU, where new and recoded entries come from.
         write_fixed, write: [t] and [t][v][c] time on the write channel.
         decode_fixed, decode: [t][v], [t][v][c] decompression on the compute server.
         encode_fixed, encode: [v], [v][c] compression, added to background moves.
@@ -63,6 +64,7 @@ class CostTables:
     has_link: bool
     link_fixed: int
     link: list[ByClass]
+    link_write: list[ByClass]
     write_fixed: list[int]
     write: list[list[ByClass]]
     decode_fixed: list[list[int]]
@@ -140,6 +142,7 @@ def build_costs(
         has_link=host_link is not None,
         link_fixed=seconds_to_ns(host_link.latency_s) if host_link else 0,
         link=[_transfers(row, host_link.read_bytes_per_s) if host_link else [0] * len(row) for row in size],
+        link_write=[_transfers(row, host_link.write_bytes_per_s) if host_link else [0] * len(row) for row in size],
         write_fixed=[seconds_to_ns(tier.latency_s) for tier in tiers],
         write=[[_transfers(row, tier.write_bytes_per_s) for row in size] for tier in tiers],
         decode_fixed=[[decode[0] for _, _, decode in rows] for rows in reads],

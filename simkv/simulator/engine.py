@@ -123,7 +123,10 @@ class Engine:
         self.store = Store(costs, policy, usable, settings.touch == "reverse")
         self.store.view.link_chains(_parents(trace))
         policy.start(self.store.view)
-        self.mover = Mover(costs, self.readers, self.writers, settings.pristine, settings.record_moves)
+        link = (
+            None if self.link is None or host_link is None else (self.link, FifoChannel(self.env, host_link.channels))
+        )
+        self.mover = Mover(costs, self.readers, self.writers, link, settings.pristine, settings.record_moves)
         self.recorder = Recorder(len(trace), len(costs.tiers))
         self.finished = 0
         self._layers = costs.layers if settings.overlap == "layerwise" else 1
@@ -132,6 +135,11 @@ class Engine:
         self._offsets = trace.block_offsets.tolist()
         self._next_use = _next_use(trace, self.store.view.never) if policy.needs_future else None
         self._next = 0
+
+    @property
+    def now_ns(self) -> int:
+        """The clock."""
+        return int(self.env.now)
 
     # ------------------------------------------------------------------ run
 
@@ -154,7 +162,7 @@ class Engine:
             while queue_left() != float("inf") and self.finished < total:
                 step()
                 self.after_event(self)
-        self.recorder.sample(self.env.now, self.store.used, self.store.count)
+        self.recorder.sample(self.now_ns, self.store.used, self.store.count)
 
     def _send(self, time_ns: int) -> None:
         """Schedule the next request's arrival."""
@@ -164,7 +172,7 @@ class Engine:
 
     def _schedule_rebalance(self) -> None:
         period_ns = seconds_to_ns(self.policy.period_s)
-        At(self.env, self.env.now + period_ns, REBALANCE, 0, 0, self._rebalance)
+        At(self.env, self.now_ns + period_ns, REBALANCE, 0, 0, self._rebalance)
 
     def _rebalance(self, now: int) -> None:
         self.mover.charge(self.store.rebalance(now), now, -1, set())
@@ -222,7 +230,7 @@ class Engine:
             pending -= 1
             ready_ns = max(ready_ns, time_ns)
             if pending == 0:
-                At(self.env, max(ready_ns, self.env.now), READY, request.id, part, begin)
+                At(self.env, max(ready_ns, self.now_ns), READY, request.id, part, begin)
 
         def begin(time_ns: int) -> None:
             self._read(request, placement, entries, part, time_ns)

@@ -20,7 +20,7 @@ class InvariantError(AssertionError):
 
 def check_engine(engine: Engine) -> None:
     """Check invariants 1, 2, 3 and 5 in the present state; O(stored entries)."""
-    now = engine.env.now
+    now = engine.now_ns
     store = engine.store
     used = [0] * len(store.used)
     count = [0] * len(store.used)

@@ -15,7 +15,7 @@ import numpy as np
 from simkv.config import EngineConfig, RunConfig, parse_engine, resolved
 from simkv.errors import ConfigError, ProfileError, TraceError, unknown_name
 from simkv.models import find_model
-from simkv.preparation import prepare_trace
+from simkv.preparation import prepare_trace, sub_seed
 from simkv.profiles import Profile, TierSpec, compose, load_profile
 from simkv.simulator.costs import UNLIMITED, CostTables, build_costs
 from simkv.simulator.engine import Engine, EngineSettings
@@ -64,7 +64,7 @@ def simulate(
     settings = parse_engine(engine, "simulate")
     chosen = _policy(policy)
     if tasks is not None:
-        trace = assign_tasks(trace, tasks if isinstance(tasks, str) else dict(tasks), seed)
+        trace = assign_tasks(trace, tasks if isinstance(tasks, str) else dict(tasks), sub_seed(seed, "tasks"))
     specs = _tiers(profile, tiers)
     return _execute(trace, profile, chosen, specs, host_link or profile.host_link, settings, seed, progress)
 

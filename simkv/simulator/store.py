@@ -194,5 +194,6 @@ class Store:
             problem = "the move frees nothing"
         if problem:
             raise PolicyError(
-                f"{self.policy.name}: cannot make room on {self.view.tiers[tier]} by moving {entry!r} to {to}: {problem}"
+                f"{self.policy.name}: cannot make room on {self.view.tiers[tier]} "
+                f"by moving {entry!r} to {to}: {problem}"
             )

@@ -93,7 +93,7 @@ def summarize(engine: Engine, requests: pd.DataFrame, seed: int) -> dict[str, An
 def _work(engine: Engine) -> dict[str, Any]:
     """Bytes moved, endurance, refusals: over the whole run, warm-up included."""
     counts, store, tiers = engine.mover.counts, engine.store.counts, engine.costs.tiers
-    makespan_s = engine.env.now / 1e9
+    makespan_s = engine.now_ns / 1e9
     lifetimes = [
         tier.endurance_bytes / (written / makespan_s) / _YEAR_S
         for tier, written in zip(tiers, counts.written, strict=True)

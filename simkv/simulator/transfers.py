@@ -1,9 +1,10 @@
 """Background transfers: what the net changes of a step cost.
 
 Admissions, promotions, demotions and recompressions become one transfer per (old placement, new placement)
-group: a read where the bytes come from, a write where they go, both started now and running side by side, and
-decode + encode time when the variant changes.  A hit on an entry whose transfer is under way waits for it.
-What the request itself has just loaded or computed is at hand and is not read again.
+group: a read where the bytes come from, a write where they go, the host link where they come from or pass
+through the GPU, all started now and running side by side, and decode + encode time when the variant changes.
+A hit on an entry whose transfer is under way waits for it.  What the request itself has just loaded or computed
+is at hand and is not read again.
 """
 
 from array import array
@@ -17,6 +18,7 @@ from simkv.simulator.tiers import Channel
 __all__ = ["KINDS", "Mover", "TransferCounts"]
 
 KINDS = ("admission", "promotion", "demotion", "recompression", "eviction", "refusal")
+_JOBS = 5  # most channel jobs of one group
 _ADMISSION, _PROMOTION, _DEMOTION, _RECOMPRESSION, _EVICTION, _REFUSAL = range(len(KINDS))
 
 
@@ -39,7 +41,17 @@ class _Group:
     pristine copy); None when they are at hand.  ``decoded`` is the variant that must be decoded first, if any.
     """
 
-    __slots__ = ("decoded", "entries", "pristine_ns", "read_ns", "recode_ns", "source", "write_ns")
+    __slots__ = (
+        "decoded",
+        "entries",
+        "from_gpu_ns",
+        "pristine_ns",
+        "read_ns",
+        "recode_ns",
+        "source",
+        "to_gpu_ns",
+        "write_ns",
+    )
 
     def __init__(self, source: Placement | None, decoded: Placement | None) -> None:
         self.entries: list[Entry] = []
@@ -49,6 +61,8 @@ class _Group:
         self.write_ns = 0
         self.recode_ns = 0
         self.pristine_ns = 0
+        self.to_gpu_ns = 0
+        self.from_gpu_ns = 0
 
 
 class Mover:
@@ -57,16 +71,24 @@ class Mover:
     Args:
         costs: tables.
         readers, writers: read and write channel of each tier.
+        link: the host link's channels (to the GPU, from the GPU), None without a link.
         pristine: keep a raw copy of every stored block on the last tier, and recompress from it.
         record: keep one row per move.
     """
 
     def __init__(
-        self, costs: CostTables, readers: list[Channel], writers: list[Channel], pristine: bool, record: bool
+        self,
+        costs: CostTables,
+        readers: list[Channel],
+        writers: list[Channel],
+        link: tuple[Channel, Channel] | None,
+        pristine: bool,
+        record: bool,
     ) -> None:
         self.costs = costs
         self.readers = readers
         self.writers = writers
+        self.link = link
         self.counts = TransferCounts([0] * len(readers), [0] * len(readers))
         self.pristine = bytearray(len(costs.block_class)) if pristine else None
         self._pristine_place = Placement(len(readers) - 1, 0)
@@ -97,7 +119,7 @@ class Mover:
             self._add(group, entry, old, new)
             self._note(_kind(old, new), now, request, change)
         for part, ((old, new, _), group) in enumerate(groups.items()):
-            self._start(group, old, new, now, request, 3 * part)
+            self._start(group, old, new, now, request, _JOBS * part)
 
     def _group(self, old: Placement | None, new: Placement, at_hand: bool) -> _Group:
         if old is None:
@@ -121,8 +143,16 @@ class Mover:
             counts.background_read[tier] += size
             if group.source is self._pristine_place:
                 counts.pristine_read_bytes += size
-        if old is not None and old.variant == new.variant:
-            return
+        recoded = old is None or old.variant != new.variant
+        if recoded and group.source is not None:
+            group.to_gpu_ns += costs.link[group.source.variant][size_class]
+        if recoded or group.source is None:
+            group.from_gpu_ns += costs.link_write[new.variant][size_class]
+        if recoded:
+            self._recode(group, entry, old, new)
+
+    def _recode(self, group: _Group, entry: Entry, old: Placement | None, new: Placement) -> None:
+        costs, counts, size_class = self.costs, self.counts, entry.size_class
         quality = costs.quality.score_ppb[costs.quality.block_row[entry.key]][new.variant]
         if old is None or self.pristine is not None:
             entry.quality_ppb = quality
@@ -156,10 +186,15 @@ class Mover:
         self.writers[new.tier].background(
             now, group.write_ns + costs.write_fixed[new.tier], request, part + 1, transfer
         )
+        if self.link is not None:
+            if group.to_gpu_ns:
+                self.link[0].background(now, group.to_gpu_ns + costs.link_fixed, request, part + 2, transfer)
+            if group.from_gpu_ns:
+                self.link[1].background(now, group.from_gpu_ns + costs.link_fixed, request, part + 3, transfer)
         if group.pristine_ns:
             tier = self._pristine_place.tier
             write_ns = group.pristine_ns + costs.write_fixed[tier]
-            self.writers[tier].background(now, write_ns, request, part + 2, Transfer(now))
+            self.writers[tier].background(now, write_ns, request, part + 4, Transfer(now))
 
     @staticmethod
     def _follow(entry: Entry, transfer: Transfer) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def save_trace(trace: Trace, path: str | Path) -> None:
 
 
 def read_trace(path: str | Path, cache: bool = True) -> Trace:
-    """Read a Parquet file of ``save_trace``, or one with its columns.
+    """Read a Parquet file of ``save_trace``.
 
     Args:
         path: the Parquet file.
@@ -160,7 +161,7 @@ def open_arrow(path: str | Path) -> Trace:
 
 def _open_arrow(path: Path, accept: Callable[[dict[str, Any]], bool]) -> Trace:
     with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
-        header = _parse_header(reader.schema.metadata, path)
+        header = _parse_header(reader.schema.metadata or {}, path)
         if not accept(header["origin"]) or reader.num_record_batches != 1:
             raise TraceError(f"{path}: a copy of another file")
         batch = reader.get_batch(0)
@@ -171,9 +172,7 @@ def _open_arrow(path: Path, accept: Callable[[dict[str, Any]], bool]) -> Trace:
         if column.type != pa.large_list(kind) or len(column) != 1 or column.null_count:
             raise TraceError(f"{path}: column {name} must be one list of {kind}")
         arrays[name] = column[0].values.to_numpy(zero_copy_only=True)
-    if header["meta"] is None:
-        raise TraceError(f"{path}: lacks the facts of a stored trace")
-    return Trace(**arrays, meta=header["meta"])
+    return _checked(Trace(**arrays, meta=header["meta"]), header, path)
 
 
 def _require_file(path: Path) -> None:
@@ -185,7 +184,8 @@ def _read_parquet(path: Path) -> Trace:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         header = _parse_header(file.schema_arrow.metadata or {}, path)
-        return _from_table(_read_table(file, path), header["meta"], path)
+        trace = _from_table(_read_table(file, path), path)
+        return _checked(replace(trace, meta=header["meta"]), header, path)
     except _READ_ERRORS as error:
         raise TraceError(f"{path}: not a stored trace, or damaged: {_first_line(error)}") from error
 
@@ -202,7 +202,7 @@ def _read_table(file: pq.ParquetFile, path: Path) -> pa.Table:
     return pa.Table.from_batches(parts, schema=_SCHEMA)
 
 
-def _from_table(table: pa.Table, meta: dict[str, Any] | None, path: Path) -> Trace:
+def _from_table(table: pa.Table, path: Path) -> Trace:
     counts = pc.list_value_length(table["block_ids"]).to_numpy()
     if not np.array_equal(counts, pc.list_value_length(table["block_tokens"]).to_numpy()):
         raise TraceError(f"{path}: block_ids and block_tokens differ in length")
@@ -212,7 +212,7 @@ def _from_table(table: pa.Table, meta: dict[str, Any] | None, path: Path) -> Tra
     ids, tokens = (pc.list_flatten(table[name]) for name in ("block_ids", "block_tokens"))
     if ids.null_count or tokens.null_count:
         raise TraceError(f"{path}: block_ids and block_tokens must not hold nulls")
-    trace = build_trace(
+    return build_trace(
         arrival_ns=arrival_ns,
         input_tokens=table["input_tokens"].to_numpy(),
         output_tokens=table["output_tokens"].to_numpy(),
@@ -221,22 +221,36 @@ def _from_table(table: pa.Table, meta: dict[str, Any] | None, path: Path) -> Tra
         occurrence_tokens=tokens.to_numpy(),
         session=table["session"].to_numpy(),
         task=table["task"].to_numpy(),
-        meta={"name": path.stem, "format": "parquet", "source": path.name},
+        meta={"name": path.name},
     )
-    return trace if meta is None else replace(trace, meta=meta)
 
 
 def _header(trace: Trace, path: Path, **more: Any) -> bytes:
     try:
-        return json.dumps({"version": _VERSION, "meta": trace.meta, **more}, allow_nan=False).encode()
+        facts = {"version": _VERSION, "meta": trace.meta, "crc32": _crc32(trace), **more}
+        return json.dumps(facts, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise TraceError(f"{path}: the facts of the trace are not JSON: {error}") from error
 
 
+def _crc32(trace: Trace) -> int:
+    """Checksum of arrays and facts: formats check their parts, but a changed footer can still pass as another trace."""
+    crc = zlib.crc32(json.dumps(trace.meta).encode())
+    for name in _ARRAYS:
+        crc = zlib.crc32(np.ascontiguousarray(getattr(trace, name)).data, crc)
+    return crc
+
+
+def _checked(trace: Trace, header: dict[str, Any], path: Path) -> Trace:
+    if header["crc32"] != _crc32(trace):
+        raise TraceError(f"{path}: not a stored trace, or damaged: the contents do not match their checksum")
+    return trace
+
+
 def _parse_header(metadata: dict[bytes, bytes], path: Path) -> dict[str, Any]:
-    """The stored facts, ``meta`` None where there are none.  Raises TraceError."""
+    """The stored facts, checked, and the checksum.  Raises TraceError, or ValueError where they are not JSON."""
     if _KEY not in metadata:
-        return {"meta": None, "origin": {}}
+        raise TraceError(f"{path}: not a stored trace: no simkv_trace in its metadata")
     header = json.loads(metadata[_KEY])
     if not isinstance(header, dict) or header.get("version") != _VERSION:
         raise TraceError(f"{path}: stored by another version of simkv; this one reads version {_VERSION}")
@@ -246,7 +260,7 @@ def _parse_header(metadata: dict[bytes, bytes], path: Path) -> dict[str, Any]:
     for key, kind in _META_KINDS.items():
         if key in meta and type(meta[key]) is not kind:
             raise TraceError(f"{path}: the stored fact {key} must be {kind.__name__}, not {type(meta[key]).__name__}")
-    return {"meta": meta, "origin": origin}
+    return {"meta": meta, "origin": origin, "crc32": header.get("crc32")}
 
 
 def _origin(path: Path) -> dict[str, Any]:
@@ -276,7 +290,8 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, pa.ArrowException) as error:
         raise TraceError(f"{path}: cannot be written: {_first_line(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _first_line(error: BaseException) -> str:

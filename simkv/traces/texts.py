@@ -124,7 +124,9 @@ def read_lookup_hash(
             other_models += 1
             continue
         if only is not None and name != only:
-            raise place.error(f"model_name is {short_repr(name)}, above it was {short_repr(only)}: choose one with option model")
+            raise place.error(
+                f"model_name is {short_repr(name)}, above it was {short_repr(only)}: choose one with option model"
+            )
         only = name
         columns.agree_on_block_size({"chunk_size": columns.block_size or 256, **record}, "chunk_size", place)
         no_output += "output_length" not in record

@@ -174,7 +174,12 @@ def build_trace(
         block_tokens=block_tokens,
         session=column(session, np.int32, "session"),
         task=column(task, np.int16, "task"),
-        meta={**_META_DEFAULTS, **meta, "transforms": list(meta.get("transforms", [])), "notes": list(meta.get("notes", []))},
+        meta={
+            **_META_DEFAULTS,
+            **meta,
+            "transforms": list(meta.get("transforms", [])),
+            "notes": list(meta.get("notes", [])),
+        },
     )
 
 

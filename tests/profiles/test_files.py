@@ -1,6 +1,6 @@
 """Reading with every check, saving, and finding profiles by name."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 import hashlib
 from dataclasses import fields, replace

@@ -1,6 +1,6 @@
 """Variants, lines, prefill, quality look-ups, composition, Pareto fronts and the description."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 from dataclasses import replace
 from pathlib import Path

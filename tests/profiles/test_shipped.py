@@ -1,6 +1,6 @@
 """The profiles that the repository ships: they load, say where numbers come from, and give hand-checked values."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """AdaptCache's workloads: the published counts and lengths, two visits each, and the file of lengths."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Fetching from a local server: what is verified, what each failure says, and that it leaves nothing behind."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 import gzip
 import hashlib

@@ -1,6 +1,6 @@
 """Generators: determinism, the promised shapes, lengths and arrivals, and errors that name the option."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 import math
 from itertools import pairwise

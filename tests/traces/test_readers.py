@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def blocks(trace: Trace) -> list[list[int]]:
     return [trace.blocks_of(request).tolist() for request in range(len(trace))]
 
 
-def write(folder: Path, records: list[dict[str, Any]]) -> Path:
+def write(folder: Path, records: Sequence[Any]) -> Path:
     path = folder / "some.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
@@ -300,8 +300,8 @@ def test_times_are_exact_where_floats_are_not(tmp_path: Path) -> None:
     """4503599627.370497 s as a float times 1e9 is off by 611 ns; fractions of a ns are rounded."""
     moments = ["0.0000000004", "0.0000000006", "1.1", "4503599627.370497123"]
     path = tmp_path / "t.jsonl"
-    line = '{{"chat_id": {}, "parent_chat_id": -1, "timestamp": {}, "input_length": 0, "output_length": 0, "hash_ids": []}}\n'
-    path.write_text("".join(line.format(number, moment) for number, moment in enumerate(moments)))
+    rest = '"parent_chat_id": -1, "input_length": 0, "output_length": 0, "hash_ids": []'
+    path.write_text("".join(f'{{"chat_id": {n}, "timestamp": {at}, {rest}}}\n' for n, at in enumerate(moments)))
     assert [0, 1, 1_100_000_000, 4503599627370497123] == load_trace(path).arrival_ns.tolist()
     assert 4503599627370497123 != int(np.float64(4503599627.370497123) * 1e9)
 

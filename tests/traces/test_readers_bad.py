@@ -38,7 +38,12 @@ LENGTHS = {
 }
 IDS = {name: "chunk_hashes" if name == "lookup-hash" else "hash_ids" for name in GOOD if name != "lmcache-agent"}
 IDS["sharegpt-tokens"] = "input_tok_ids"
-OPTIONAL = {("aiperf", "session_id"), ("aiperf", "output_length"), ("aiperf", "hash_ids"), ("sharegpt-tokens", "input_toks")}
+OPTIONAL = {
+    ("aiperf", "session_id"),
+    ("aiperf", "output_length"),
+    ("aiperf", "hash_ids"),
+    ("sharegpt-tokens", "input_toks"),
+}
 OPTIONAL |= {("lookup-hash", "chunk_size"), ("lookup-hash", "output_length")}
 
 NO_LENGTHS = ["-1", "1.5", "1.0", "true", '"7"', "[]", "{}", "100000001", "1" * 4000, "1e3"]
@@ -187,7 +192,10 @@ def session(**changes: Any) -> str:
         (session(requests={}), "requests must be a list"),
         (session(requests=[SESSION_REQUEST, 7]), "request 2: the entry is 7, it must be an object"),
         (session(requests=[{**SESSION_REQUEST, "t": -1}]), "request 1: t is -1"),
-        (session(requests=[SESSION_REQUEST, {**SESSION_REQUEST, "t": 0.5}]), "request 2: t is Decimal('0.5'), it must be"),
+        (
+            session(requests=[SESSION_REQUEST, {**SESSION_REQUEST, "t": 0.5}]),
+            "request 2: t is Decimal('0.5'), it must be",
+        ),
         (session(requests=[{**SESSION_REQUEST, "in": 1.5}]), "request 1: in is Decimal('1.5')"),
         (session(requests=[{**SESSION_REQUEST, "out": None}]), "request 1: out is None"),
         (session(requests=[{**SESSION_REQUEST, "hash_ids": [2**40]}]), "request 1: hash_ids is 1099511627776"),

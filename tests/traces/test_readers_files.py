@@ -144,7 +144,15 @@ def test_text_that_is_not_utf8_is_named_by_line(tmp_path: Path, content: bytes) 
 
 def test_folders_are_read_by_name_and_without_other_files(tmp_path: Path) -> None:
     """Files come in the order of their path below the folder; hidden files and other endings stay out."""
-    for name in ("b.jsonl", "a.jsonl.gz", "c/a.json.zst", "c/.hidden.json", ".git/x.json", "README.md", "a.jsonl.arrow"):
+    for name in (
+        "b.jsonl",
+        "a.jsonl.gz",
+        "c/a.json.zst",
+        "c/.hidden.json",
+        ".git/x.json",
+        "README.md",
+        "a.jsonl.arrow",
+    ):
         put(tmp_path, name.encode(), name)
     names = [file.relative_to(tmp_path).as_posix() for file in Source(tmp_path).files]
     assert ["a.jsonl.gz", "b.jsonl", "c/a.json.zst"] == names
@@ -159,7 +167,9 @@ def test_sha256_is_of_the_stored_bytes(tmp_path: Path) -> None:
     assert hashlib.sha256(listing.encode()).hexdigest() == Source(tmp_path / "f").sha256
 
 
-@pytest.mark.parametrize(("name", "expected"), [("x.jsonl.gz", "x"), ("x.csv", "x"), ("x.y.json.zst", "x.y"), ("x", "x")])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("x.jsonl.gz", "x"), ("x.csv", "x"), ("x.y.json.zst", "x.y"), ("x", "x")]
+)
 def test_the_name_lacks_the_endings(tmp_path: Path, name: str, expected: str) -> None:
     """A trace is called after its file, without the endings of formats and packers."""
     assert expected == Source(put(tmp_path, b"", name)).name

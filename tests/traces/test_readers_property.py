@@ -78,7 +78,8 @@ def test_mooncake_round_trip(found: list[dict[str, Any]]) -> None:
 @given(requests(size=256, tail=True), st.randoms(use_true_random=False))
 def test_bailian_round_trip(found: list[dict[str, Any]], chooser: random.Random) -> None:
     """Times in seconds come back to the ms, and sessions are the trees of parents."""
-    lines, roots = [], []
+    lines: list[str] = []
+    roots: list[int] = []
     for number, request in enumerate(found):
         parent = chooser.randrange(-1, number)
         roots.append(number if parent < 0 else roots[parent])
@@ -95,7 +96,10 @@ def test_bailian_round_trip(found: list[dict[str, Any]], chooser: random.Random)
 @given(requests(size=64, tail=False))
 def test_sessions_round_trip(found: list[dict[str, Any]]) -> None:
     """One session keeps its recorded times, its ids and its unhashed tails."""
-    entries = [{"t": request["ms"] / 1000, "in": request["in"], "out": request["out"], "hash_ids": request["ids"]} for request in found]
+    entries = [
+        {"t": request["ms"] / 1000, "in": request["in"], "out": request["out"], "hash_ids": request["ids"]}
+        for request in found
+    ]
     trace = load([json.dumps({"block_size": 64, "requests": entries})], "sessions")
     assert_same(found, trace, False, 64)
 
@@ -121,7 +125,11 @@ def test_lookup_hash_round_trip(found: list[dict[str, Any]], chooser: random.Ran
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.datetimes(pd.Timestamp("1971-01-01"), pd.Timestamp("2060-01-01")), tokens, tokens), max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.datetimes(pd.Timestamp("1971-01-01"), pd.Timestamp("2060-01-01")), tokens, tokens), max_size=8
+    )
+)
 def test_azure_round_trip(rows: list[tuple[Any, int, int]]) -> None:
     """Calendar times to the microsecond come back as exact distances from the first."""
     rows = sorted(rows, key=lambda row: row[0])
@@ -129,7 +137,9 @@ def test_azure_round_trip(rows: list[tuple[Any, int, int]]) -> None:
     trace = load(lines, "azure")
     expected = [round((at - rows[0][0]) / pd.Timedelta("1us")) * 1000 for at, _, _ in rows]
     assert expected == trace.arrival_ns.tolist()
-    assert [(a, b) for _, a, b in rows] == list(zip(trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True))
+    assert [(a, b) for _, a, b in rows] == list(
+        zip(trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True)
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -143,7 +153,26 @@ def test_token_blocks_are_equal_exactly_where_prefixes_are(prompts: list[list[in
     assert [numbers.setdefault(prefix, len(numbers)) for prefix in prefixes] == trace.block_ids.tolist()
 
 
-JUNK = ["", "-", "1e400", "NaN", "null", "true", "{", "[", '"', ",", "\\u", "9" * 30, "0.5", "-1", "é", "\x00", "\n", "[[]]"]
+JUNK = [
+    "",
+    "-",
+    "1e400",
+    "NaN",
+    "null",
+    "true",
+    "{",
+    "[",
+    '"',
+    ",",
+    "\\u",
+    "9" * 30,
+    "0.5",
+    "-1",
+    "é",
+    "\x00",
+    "\n",
+    "[[]]",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,6 @@
 """Transformations by hand, and on the real Mooncake trace where it is present; laws are in test_transform_laws.py."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 from collections.abc import Callable
 from pathlib import Path

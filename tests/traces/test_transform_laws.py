@@ -1,6 +1,6 @@
 """What every transformation conserves, over random prefix-chain traces."""
 
-# ruff: noqa: SIM300  (house rule: expected value first)
+
 
 from collections.abc import Callable
 

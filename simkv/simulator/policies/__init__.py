@@ -1,4 +1,7 @@
-"""Policies by name.  One file per policy; ``base.py`` has the interface, ``ordered.py`` the tier chain of the classical ones."""
+"""Policies by name, one file each.
+
+The interface is in ``base.py``; ``ordered.py`` has the chain of tiers that the classical ones share.
+"""
 
 import importlib
 from dataclasses import fields

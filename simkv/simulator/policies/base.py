@@ -54,8 +54,9 @@ class Policy:
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
         """Moves that free at least ``need_bytes`` on ``tier``, most wanted first; the store stops when it fits.
 
-        The entry that needs the room already counts as stored and may itself be moved (unless ``newcomer_stays``).  Moves go to slower
-        tiers, to a smaller variant on the same tier, or to None.  Pinned entries must not be named.
+        The entry that needs the room already counts as stored and may itself be moved (unless
+        ``newcomer_stays``).  Moves go to slower tiers, to a smaller variant on the same tier, or to None.
+        Pinned entries must not be named.
         """
         return iter(())
 

@@ -1,4 +1,7 @@
-"""First in, first out: hits do not refresh.  With ``promote = false`` and a KIVI variant this is AdaptCache's "KIVI + LRU" as coded."""
+"""First in, first out: hits do not refresh.
+
+With ``promote = false`` and a KIVI variant this is AdaptCache's baseline "KIVI + LRU" as its authors coded it.
+"""
 
 from __future__ import annotations
 
