@@ -32,6 +32,10 @@ Report = Callable[[int, int], None]
 Finished = Callable[["Job", BaseException | None], None]
 
 _LOG = logging.getLogger(__name__)
+_WORKER_DIED = (
+    "a worker process died (out of memory, killed, or a script that starts workers outside "
+    "`if __name__ == '__main__':`); what is finished is kept, and the same sweep goes on from there"
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,10 @@ def _run_in(executor: concurrent.futures.Executor, jobs: list[Job], finished: Fi
         for job in jobs:
             futures[executor.submit(_execute, job)] = job
         for future in concurrent.futures.as_completed(futures):
-            finished(futures[future], future.exception())
+            error = future.exception()
+            if isinstance(error, concurrent.futures.BrokenExecutor):
+                raise SimkvError(_WORKER_DIED) from error
+            finished(futures[future], error)
     finally:
         for future in futures:
             future.cancel()

@@ -7,6 +7,7 @@ step, so that all policies of a sweep see the same arrivals.  What it is not: th
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from simkv.config import RunConfig
 from simkv.traces.files import Source
@@ -45,10 +46,11 @@ def prepare_trace(config: RunConfig) -> Trace:
     window, groups of blocks, segments, tasks.  Raises TraceError or ConfigError.
     """
     asked = config.trace
+    options: dict[str, Any] = dict(asked.options)
     if asked.file:
-        trace = load_trace(asked.file, asked.format, **asked.options)
+        trace = load_trace(asked.file, asked.format, **options)
     else:
-        trace = generate_trace(str(asked.generate), seed=sub_seed(config.seed, "trace"), **asked.options)
+        trace = generate_trace(str(asked.generate), seed=sub_seed(config.seed, "trace"), **options)
     if asked.start_ns or asked.stop_ns is not None:
         trace = time_window(trace, asked.start_ns, asked.stop_ns)
     trace = sample_families(trace, asked.sample, sub_seed(config.seed, "sample"))

@@ -31,7 +31,7 @@ def test_loads_complete(name: str) -> None:
     profile.require_speeds()
     shape = find_model(profile.model)
     assert (name, shape.kv_bytes_per_token, shape.layers) == (profile.name, profile.kv_bytes_per_token, profile.layers)
-    assert [None] == [tier.capacity_bytes for tier in profile.tiers if tier.name == "remote"]
+    assert all(tier.capacity_bytes is None for tier in profile.tiers if tier.name == "remote")
     assert all(profile.quality_matrix(task).shape[0] == 1 for task in profile.tasks)
 
 
