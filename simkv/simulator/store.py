@@ -106,6 +106,12 @@ class Store:
         return changes
 
     def _newcomer(self, key: int, now_ns: int) -> Entry:
+        """A block to be offered anew; one evicted earlier in this step is the same entry, for only net changes count."""
+        change = self._changes.get(key)
+        if change is not None:
+            entry = change.entry
+            entry.hits, entry.created_ns, entry.last_hit_ns = 0, now_ns, now_ns
+            return entry
         costs = self.costs
         size_class = costs.block_class[key]
         return Entry(key, costs.class_tokens[size_class], costs.quality.block_task[key], size_class, now_ns)

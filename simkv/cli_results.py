@@ -1,0 +1,128 @@
+"""Results as people read them: the summary of a run, the policy table of a sweep, a comparison of curves.
+
+What it is: text made from summaries and tables; it is imported when a verb needs it, since it brings pandas and
+matplotlib.  What it is not: a computation; averages over seeds, knobs and factors come from ``figures.tables``.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from simkv.cli_output import fixed, percent, print_pairs, print_table, records
+from simkv.comparison import compare_curves
+from simkv.figures.style import tier_title
+from simkv.figures.tables import average_seeds, factor_columns, knob_texts
+from simkv.simulator.metrics import Result
+from simkv.units import format_bytes, format_duration
+
+__all__ = ["print_comparison", "print_policies", "print_summary", "study_rows", "study_traces"]
+
+_TIMES = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
+_SHARE = "request_share_"
+
+
+def print_summary(result: Result) -> None:
+    """The summary of one run, a line per number, with units."""
+    summary, meta = result.summary, result.meta
+    params = ", ".join(f"{key} = {value}" for key, value in summary["params"].items())
+    pairs = [
+        ("policy", summary["label"] + (f" ({params})" if params else "")),
+        ("trace", f"{meta['trace']['name']}, {meta['trace']['requests']:,} requests"),
+        ("profile", f"{meta['profile']['name']} ({meta['profile']['model']}, {meta['profile']['sizes']} sizes)"),
+        ("requests measured", f"{summary['requests']:,}"),
+        ("TTFT, mean", format_duration(summary["ttft_mean_s"]) + _interval(summary, "ttft_mean{}_s", format_duration)),
+        *((f"TTFT, {name}", format_duration(summary[f"ttft_{name}_s"])) for name in ("p50", "p90", "p99")),
+        ("queueing, mean", format_duration(summary["queue_mean_s"])),
+        ("quality, mean", fixed(summary["quality_mean"]) + _interval(summary, "quality_mean{}", fixed)),
+        ("hit ratio by token", f"{percent(summary['token_hit_ratio'])} %"),
+        *_shares(summary),
+        ("SSD written", format_bytes(summary["ssd_written_bytes"])),
+        ("SSD lifetime", _lifetime(summary["ssd_lifetime_years"])),
+        ("pristine copies read", format_bytes(summary["pristine_read_bytes"])),
+        ("recompressions", f"{summary['recodings']:,}"),
+        ("entries refused", f"{summary['refused']:,}"),
+        ("simulated time", format_duration(summary["makespan_s"])),
+        ("computed in", f"{format_duration(summary['wall_s'])} ({summary['engine']})"),
+    ]
+    print_pairs(pairs)
+
+
+def _interval(summary: dict[str, Any], key: str, shown: Any) -> str:
+    low, high = summary[key.format("_low")], summary[key.format("_high")]
+    return "" if low is None or low != low else f"  (95 %: {shown(low)} to {shown(high)})"
+
+
+def _shares(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, share in summary.items():
+        if key.startswith(_SHARE):
+            tier = key.removeprefix(_SHARE)
+            name = "recomputed" if tier == "recompute" else f"served from {tier_title(tier)}"
+            yield name, f"{percent(share)} % of requests"
+
+
+def _lifetime(years: float | None) -> str:
+    return "unknown (needs writes to a tier with an endurance)" if years is None else f"{fixed(years, 1)} years"
+
+
+def print_policies(table: pd.DataFrame) -> None:
+    """One row per policy, setting and factors of a sweep, averaged over seeds."""
+    shares = [str(column) for column in table.columns if str(column).startswith(_SHARE)]
+    metrics = [*_TIMES, "quality_mean", *shares, "ssd_written_bytes"]
+    points = average_seeds(table.fillna(dict.fromkeys([*shares, "ssd_written_bytes"], 0.0)), metrics)
+    points["knob"] = knob_texts(points)
+    factors = factor_columns(points)
+    seeds = ["seeds"] if (points["seeds"] > 1).any() else []
+    tiers = [tier_title(share.removeprefix(_SHARE)) for share in shares]
+    headers = ["policy", "setting", *factors, *seeds, "TTFT (s)", "p50 (s)", "p90 (s)", "p99 (s)", "quality"]
+    headers += [f"{tier} (%)" for tier in tiers] + ["SSD written"]
+    rows = [
+        [
+            str(point["label"]),
+            str(point["knob"]),
+            *(str(point[column]) for column in (*factors, *seeds)),
+            *(fixed(point[column]) for column in (*_TIMES, "quality_mean")),
+            *(percent(point[column]) for column in shares),
+            format_bytes(point["ssd_written_bytes"]),
+        ]
+        for point in points.to_dict("records")
+    ]
+    print_table(headers, rows, text=2 + len(factors))
+
+
+def print_comparison(table: pd.DataFrame, label: str) -> None:
+    """One policy's operating curve against every setting of the others.  Raises SimkvError for an unknown label."""
+    points = average_seeds(table, ["ttft_mean_s", "quality_mean"])
+    points["params"] = knob_texts(points)
+    factors = factor_columns(points)
+    compared = compare_curves(points, label, by=factors)
+    headers = ["policy", "setting", *factors, "TTFT (s)", "quality", "TTFT ratio", "quality gain (%)"]
+    rows = [
+        [
+            str(row["baseline"]),
+            str(row["params"]),
+            *(str(row[factor]) for factor in factors),
+            *(fixed(row[column]) for column in ("ttft_mean_s", "quality_mean")),
+            fixed(row["delay_ratio"], 2),
+            percent(row["quality_gain"]),
+        ]
+        for row in records(compared)
+    ]
+    print(f"{label} against the others: their TTFT / its own at equal quality, its gain in quality at equal TTFT")
+    print_table(headers, rows, text=2 + len(factors))
+
+
+def study_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a sweep's table for JSON, with the parameters as an object again."""
+    return [{**row, "params": json.loads(row["params"])} for row in records(table)]
+
+
+def study_traces(results: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The facts of the traces that a sweep replayed, each once."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in table["run"]:
+        facts = json.loads((results / "runs" / str(run) / "meta.json").read_text(encoding="utf-8"))["meta"]["trace"]
+        found.setdefault(json.dumps([facts.get("name"), facts.get("notes")]), facts)
+    return list(found.values())
