@@ -59,10 +59,12 @@ class Shape:
     def from_facts(cls, facts: dict[str, Any]) -> "Shape":
         """Raises PayloadError when the header does not describe a cache."""
         shape, dtype = facts.get("shape"), facts.get("dtype")
-        sane = isinstance(shape, list) and len(shape) == 4 and all(type(n) is int and 0 < n < _MOST for n in shape)
-        if not sane or dtype not in _DTYPES:
+        if not isinstance(shape, list) or len(shape) != 4 or dtype not in _DTYPES:
             raise PayloadError("an encoded cache whose header does not describe a cache")
-        return cls(*shape, dtype=dtype)
+        if any(type(n) is not int or not 0 < n < _MOST for n in shape):
+            raise PayloadError(f"an encoded cache of impossible shape {shape}")
+        layers, heads, tokens, head_dim = shape
+        return cls(layers, heads, tokens, head_dim, str(dtype))
 
 
 @dataclass

@@ -67,15 +67,16 @@ def pack(what: str, facts: dict[str, Any], sections: dict[str, Tensor | bytes]) 
 
     Raises PayloadError for a dtype that the container does not know.
     """
-    listing, blobs = [], []
+    listing: list[tuple[str, str, list[int]]] = []
+    blobs: list[bytes] = []
     for name, content in sections.items():
         if isinstance(content, bytes):
-            listing.append([name, "u8", [len(content)]])
+            listing.append((name, "u8", [len(content)]))
             blobs.append(content)
             continue
         if content.dtype not in _NAMES:
             raise PayloadError(f"section {name!r}: dtype {content.dtype} cannot be stored")
-        listing.append([name, _NAMES[content.dtype], list(content.shape)])
+        listing.append((name, _NAMES[content.dtype], list(content.shape)))
         blobs.append(content.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     header = json.dumps({"what": what, "facts": facts, "sections": listing}, separators=(",", ":")).encode()
     body = b"".join([_MAGIC, len(header).to_bytes(4, "little"), header, *blobs])
