@@ -59,7 +59,7 @@ class Shape:
     def from_facts(cls, facts: dict[str, Any]) -> "Shape":
         """Raises PayloadError when the header does not describe a cache."""
         shape, dtype = facts.get("shape"), facts.get("dtype")
-        if not isinstance(shape, list) or len(shape) != 4 or dtype not in _DTYPES:
+        if not isinstance(shape, list) or len(shape) != 4 or dtype not in list(_DTYPES):
             raise PayloadError("an encoded cache whose header does not describe a cache")
         if any(type(n) is not int or not 0 < n < _MOST for n in shape):
             raise PayloadError(f"an encoded cache of impossible shape {shape}")
@@ -86,7 +86,9 @@ class KVCache:
         return Shape(len(self.keys), heads, tokens, head_dim, _DTYPE_NAMES[first.dtype])
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Keys and values as [layers, H, T, D]."""
+        """Keys and values as [layers, H, T, D].  Raises CompressorError for a cache that is not uniform."""
+        if not self.shape.tokens:
+            raise CompressorError("a cache to be encoded must hold at least one token")
         return torch.stack(self.keys), torch.stack(self.values)
 
 

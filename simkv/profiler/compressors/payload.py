@@ -25,6 +25,7 @@ __all__ = ["Encoded", "PayloadError", "pack", "unpack"]
 _MAGIC = b"SKV1"
 _MAX_HEADER = 1 << 20
 _MAX_DIMS = 8
+_MAX_ITEMS = 1 << 48
 _DTYPES: dict[str, torch.dtype] = {
     "u8": torch.uint8,
     "i8": torch.int8,
@@ -118,7 +119,8 @@ def _sections(payload: bytes, start: int, listing: list[Any]) -> dict[str, Tenso
         if size > end - start:
             raise PayloadError(f"section {name!r} claims {size} bytes, {end - start} are left")
         raw = np.frombuffer(payload, dtype=np.uint8, count=size, offset=start).copy()
-        sections[name] = torch.from_numpy(raw).view(dtype).reshape(shape)
+        # numpy gives an empty array no stride, so torch cannot view one as another dtype
+        sections[name] = torch.from_numpy(raw).view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
         start += size
     if start != end:
         raise PayloadError(f"{end - start} bytes belong to no section")
@@ -126,10 +128,10 @@ def _sections(payload: bytes, start: int, listing: list[Any]) -> dict[str, Tenso
 
 
 def _section_row(row: Any) -> tuple[str, torch.dtype, list[int]]:
-    if not (isinstance(row, list) and len(row) == 3 and isinstance(row[0], str) and row[1] in _DTYPES):
+    if not (isinstance(row, list) and len(row) == 3 and isinstance(row[0], str) and row[1] in list(_DTYPES)):
         raise PayloadError("an encoded cache whose list of sections cannot be read")
     shape = row[2]
-    whole = isinstance(shape, list) and len(shape) <= _MAX_DIMS
-    if not whole or any(type(size) is not int or not 0 <= size < 2**40 for size in shape):
+    whole = isinstance(shape, list) and len(shape) <= _MAX_DIMS and all(type(size) is int for size in shape)
+    if not whole or min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) >= _MAX_ITEMS:
         raise PayloadError(f"section {row[0]!r} has no valid shape")
     return row[0], _DTYPES[row[1]], shape

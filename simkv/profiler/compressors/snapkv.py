@@ -1,0 +1,87 @@
+"""SnapKV: tokens that the last queries of the context attend to."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool1d
+
+from simkv.profiler.compressors.base import CompressorError, KVCache, PrefillContext
+from simkv.profiler.compressors.dropping import Dropper, Scorer
+
+__all__ = ["SnapKV", "last_queries", "recent_attention"]
+
+
+def recent_attention(queries: Tensor, keys: Tensor, dropped: Tensor | None = None) -> Tensor:
+    """Causal attention weights, [query heads, W, T], of the last W queries over all T keys.
+
+    Arguments: queries [query heads, W, D] and keys [H, T, D], both float32 and after RoPE; query heads are a multiple
+    of H, in groups of neighbours; ``dropped`` [T], True for keys that may not be seen.
+    """
+    heads, tokens, head_dim = keys.shape
+    query_heads, window = queries.shape[:2]
+    scaled = (queries / math.sqrt(head_dim)).view(heads, -1, head_dim)  # [H, group x W, D]: keys need no copies
+    logits = (scaled @ keys.transpose(-1, -2)).view(query_heads, window, tokens)
+    future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
+    logits[..., tokens - window :].masked_fill_(future, -torch.inf)
+    if dropped is not None:
+        logits.masked_fill_(dropped, -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def last_queries(dropper: Dropper, cache: KVCache, context: PrefillContext, layer: int, window: int) -> Tensor:
+    """The last ``window`` captured queries of a layer, [query heads, window, D].
+
+    Raises CompressorError when fewer were captured, or none, or they do not fit the cache.
+    """
+    queries = dropper.given(context.queries, "queries", cache, layer)
+    if queries.ndim != 3 or queries.shape[1] < window or queries.shape[2] != cache.shape.head_dim:
+        found = list(queries.shape)
+        raise CompressorError(
+            f"compressor {dropper.name}: queries {found}; the last {window} of the prefill are needed"
+        )
+    return queries[:, -window:]
+
+
+@dataclass(frozen=True)
+class SnapKV(Scorer):
+    """SnapKV (https://arxiv.org/abs/2404.14469), per KV head.
+
+    Score: attention of the last ``window`` queries, mean over them, average-pooled along the tokens, mean over the
+    query heads of a KV head.  The window itself is kept; when the budget does not exceed it, the most recent tokens are
+    all that is kept.  The window ends at the end of the context: a question that comes later is not seen.
+
+    Knob: retention ratio, the fraction of tokens kept, the window included.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    needs: ClassVar[frozenset[str]] = frozenset({"queries"})
+
+    window: int = 64
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        """Raises CompressorError for an empty window or a kernel without a centre."""
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise CompressorError(
+                f"compressor {self.name}: window {self.window} must be at least 1, kernel {self.kernel} odd"
+            )
+
+    def score(self, cache: KVCache, context: PrefillContext, layer: int) -> Tensor:
+        """Pooled attention from the window; the tokens of the window itself score 0."""
+        heads, tokens, _ = cache.keys[layer].shape
+        window = min(self.window, tokens)
+        queries = last_queries(self, cache, context, layer, window)
+        earlier = tokens - window
+        scores = torch.zeros(heads, tokens, device=queries.device)
+        if earlier:
+            weights = recent_attention(queries, cache.keys[layer].float())[..., :earlier].mean(dim=-2)
+            pooled = avg_pool1d(weights, self.kernel, stride=1, padding=self.kernel // 2)
+            scores[:, :earlier] = pooled.view(heads, -1, earlier).mean(dim=1)
+        return scores
+
+    def protected(self, tokens: int, count: int) -> Tensor:
+        """The window, or the most recent part of it."""
+        return torch.arange(tokens - min(self.window, count), tokens)

@@ -1,0 +1,1 @@
+"""The small model: shape, structured initialisation, training, evaluation, key-channel outliers, and its loader."""

@@ -1,0 +1,232 @@
+"""The small model: its lean pass against transformers, its structured start, its trainer, its files, its outliers."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from simkv.profiler.small.checkpoint import ModelError, load_small, save_small
+from simkv.profiler.small.evaluate import answers_of, held_out, held_out_contexts
+from simkv.profiler.small.init import initialise
+from simkv.profiler.small.model import batch_of, logits_of, small_config
+from simkv.profiler.small.outliers import add_outliers, remove_outliers
+from simkv.profiler.small.train import RECIPE, Recipe, Stage, main, train
+from simkv.profiler.tasks import TASKS
+from simkv.profiler.tasks.base import END
+
+torch.set_num_threads(1)
+
+SHORT = Recipe((Stage(48, 1, 2), Stage(64, 1, 2)), places=40, questions=8, warmup=2, look_every=2)
+
+
+def started(seed: int = 0) -> LlamaForCausalLM:
+    model = LlamaForCausalLM(small_config()).eval()
+    initialise(model, seed)
+    return model
+
+
+def weights(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[LlamaForCausalLM, Path]:
+    """A model after 60 steps on 64 tokens, a few seconds, and its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = Recipe((Stage(64, 1, 60),), places=80, questions=12)
+    return train(0, folder, recipe, contexts=4), folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+@torch.inference_mode()
+def test_the_lean_pass_gives_the_logits_of_transformers(task: str) -> None:
+    """Each packed question sees the prefix and itself, as if it were the only one."""
+    model = started()
+    (context,) = held_out_contexts(task, 64, 1, questions=3)
+    batch = batch_of([context], [0], 60)
+    lean = logits_of(model, batch)[0]
+    for number, (query, answer) in enumerate(context.questions):
+        tokens = torch.tensor([[*context.tokens, *query, *answer[:-1]]])
+        whole = model(tokens).logits[0, 64:]
+        torch.testing.assert_close(whole, lean[batch.owner[0] == number], atol=1e-4, rtol=1e-4)
+
+
+def test_packing_keeps_whole_questions_and_aims_at_their_answers() -> None:
+    """The targets of each question are its answer; what does not fit is left out."""
+    contexts = held_out_contexts("code", 128, 2, questions=9)
+    batch = batch_of(contexts, [4, 4], 50)
+    for row, context in enumerate(contexts):
+        kept = int(batch.owner[row].max()) + 1
+        assert 0 < kept < 9
+        answers = [token for _, answer in context.questions[:kept] for token in answer]
+        assert answers == batch.targets[row][batch.targets[row] >= 0].tolist()
+
+
+@torch.inference_mode()
+def test_at_the_start_two_heads_look_one_and_two_tokens_back() -> None:
+    """The first half of the seeded circuit, before any training."""
+    model = started()
+    model.set_attn_implementation("eager")
+    tokens = torch.from_numpy(held_out_contexts("qa", 128, 1)[0].tokens)[None]
+    first = model(tokens, output_attentions=True).attentions[0][0]
+    for head, back in ((0, 1), (2, 2)):
+        assert 0.9 < first[head].diagonal(-back)[8:].mean()
+
+
+def test_the_start_is_worth_more_than_chance_and_soon_recalls(trained: tuple[LlamaForCausalLM, Path]) -> None:
+    """60 steps solve recall at 64 tokens; a start that lost its circuit is stuck near zero here."""
+    figures = held_out(trained[0], 64, 8)
+    assert 0.3 < figures["qa"].exact
+    assert 0.5 < figures["needle"].score
+
+
+def test_the_same_seed_trains_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+    """And another seed others."""
+    first = weights(train(3, tmp_path / "a", SHORT, contexts=1))
+    assert same(first, weights(train(3, tmp_path / "b", SHORT, contexts=1)))
+    assert not same(first, weights(train(4, tmp_path / "c", SHORT, contexts=1)))
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    """Stopped after its first saved state, the run ends where an undisturbed one ends, with the same curves."""
+
+    def stop(row: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(3, tmp_path / "killed", SHORT, contexts=1, progress=stop)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    steps: list[float] = []
+    resumed = train(3, tmp_path / "killed", SHORT, contexts=1, progress=lambda row: steps.append(row["step"]))
+    whole = train(3, tmp_path / "whole", SHORT, contexts=1)
+    assert [4] == steps
+    assert same(weights(whole), weights(resumed))
+    curves = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+        for path in (tmp_path / "whole" / "curves.jsonl", tmp_path / "killed" / "curves.jsonl")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_a_folder_of_another_run_is_not_resumed(tmp_path: Path) -> None:
+    """Neither with another seed nor with another recipe."""
+    train(3, tmp_path, SHORT, contexts=1)
+    for seed, recipe in ((4, SHORT), (3, replace(SHORT, warmup=3))):
+        with pytest.raises(ModelError, match="another training run"):
+            train(seed, tmp_path, recipe, contexts=1)
+
+
+def test_the_command_writes_weights_config_curves_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Nothing half-written stays behind, and the fp16 weights keep within 8 MB."""
+    recipe_steps = RECIPE.scaled(1e-6).steps
+    try:
+        main(["--seed", "1", "--out", str(tmp_path), "--scale", "1e-6", "--contexts", "1"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert {"config.json", "curves.jsonl", "figures.json", "model.safetensors", "state.safetensors"} == set(
+        os.listdir(tmp_path)
+    )
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (1, recipe_steps) == (figures["seed"], sum(stage["steps"] for stage in figures["recipe"]["stages"]))
+    assert set(TASKS) == set(figures["held_out"]["512"])
+    assert (tmp_path / "model.safetensors").stat().st_size <= 8_000_000
+    assert "held_out" in capsys.readouterr().out
+
+
+def test_answers_from_the_cache_are_those_of_the_whole_text(trained: tuple[LlamaForCausalLM, Path]) -> None:
+    """Greedy decoding from the shared prefix agrees with decoding the full sequence anew at every token."""
+    model = trained[0]
+    for task in TASKS:
+        (context,) = held_out_contexts(task, 48, 1, questions=3)
+        for (query, _), output in zip(context.questions, answers_of(model, context), strict=True):
+            line = [*context.tokens.tolist(), *query]
+            for token in output:
+                with torch.inference_mode():
+                    assert token == model(torch.tensor([line])).logits[0, -1].argmax()
+                line.append(token)
+
+
+def test_held_out_folds_differ_from_each_other_and_from_training() -> None:
+    """What is looked at during training is not what the final figures are taken on."""
+    seen = {
+        tuple(held_out_contexts("qa", 64, 1, fold=0)[0].tokens),
+        tuple(held_out_contexts("qa", 64, 1, fold=1)[0].tokens),
+        *(tuple(TASKS["qa"].generate(np.random.default_rng([0, step]), 64).tokens) for step in range(3)),
+    }
+    assert 5 == len(seen)
+
+
+def test_learning_rates_rise_stay_and_fall() -> None:
+    """Warm-up, then flat, then linear to the last rate."""
+    recipe = Recipe((Stage(64, 1, 1000),), warmup=10, decay_from=0.5, last_rate=0.1)
+    assert [0.1, 1.0, 1.0] == [recipe.rate(step) for step in (0, 9, 500)]
+    assert pytest.approx(0.55) == recipe.rate(750)
+    assert pytest.approx(0.1) == recipe.rate(1000)
+
+
+def test_stages_follow_one_another_with_earlier_ones_mixed_in() -> None:
+    """The stage of a step, and the share of steps that go back."""
+    recipe = Recipe((Stage(64, 1, 10), Stage(128, 1, 10)), earlier=0.0)
+    rng = np.random.default_rng(0)
+    assert [64, 64, 128, 128] == [recipe.stage_at(step, rng).length for step in (0, 9, 10, 19)]
+    back = sum(replace(recipe, earlier=0.25).stage_at(15, rng).length == 64 for _ in range(2000))
+    assert 0.2 < back / 2000 < 0.3
+
+
+@torch.inference_mode()
+def test_outliers_change_keys_and_no_logit(trained: tuple[LlamaForCausalLM, Path]) -> None:
+    """Bit-identical logits, key channels far apart, and an exact undo."""
+    plain, spread = load_small(trained[1], outliers=False), load_small(trained[1])
+    tokens = torch.from_numpy(held_out_contexts("needle", 128, 1)[0].tokens)[None]
+    one, other = plain(tokens), spread(tokens)
+    assert torch.equal(one.logits, other.logits)
+    ratios = []
+    for output in (one, other):
+        tops = [layer.keys[0].abs().amax(dim=1) for layer in output.past_key_values.layers]
+        ratios.append(min(float((top.amax(1) / top.median(1).values).min()) for top in tops))
+    assert 1.5 * ratios[0] < ratios[1]
+    remove_outliers(spread)
+    assert same(weights(plain), weights(spread))
+
+
+def test_weights_survive_saving_as_half_precision(tmp_path: Path) -> None:
+    """What is loaded is the fp16 rounding of what was trained, and only that is in the file."""
+    model = started(5)
+    save_small(tmp_path, model)
+    rounded = {name: value.half().float() for name, value in weights(model).items()}
+    assert same(rounded, weights(load_small(tmp_path, outliers=False)))
+    assert {torch.float16} == {value.dtype for value in load_file(tmp_path / "model.safetensors").values()}
+    add_outliers(model)
+    assert torch.bfloat16 == load_small(tmp_path, dtype=torch.bfloat16).dtype
+
+
+@pytest.mark.parametrize("broken", ["nothing", "weights", "config", "shape"])
+def test_a_folder_without_a_fitting_model_is_refused_in_one_line(tmp_path: Path, broken: str) -> None:
+    """Missing files, garbage, and weights of another shape."""
+    if broken != "nothing":
+        save_small(tmp_path, started())
+    if broken == "weights":
+        (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    if broken == "config":
+        (tmp_path / "config.json").write_text("{")
+    if broken == "shape":
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(ModelError, match=str(tmp_path)) as caught:
+        load_small(tmp_path)
+    assert 1 == len(str(caught.value).splitlines())
+
+
+def test_end_is_the_models_end_token() -> None:
+    """So that transformers' own generate stops where an answer ends."""
+    assert END == started().config.eos_token_id
