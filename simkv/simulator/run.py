@@ -26,7 +26,7 @@ from simkv.simulator.summary import measured_rows, summarize
 from simkv.simulator.transfers import KINDS
 from simkv.traces.trace import Trace
 from simkv.traces.transform import assign_tasks
-from simkv.units import NS_PER_S, parse_bytes
+from simkv.units import NS_PER_S, format_bytes, parse_bytes
 
 __all__ = ["prepare_profile", "run_config", "simkv_version", "simulate"]
 
@@ -76,11 +76,11 @@ def run_config(
 
     Raises SimkvError for bad input.
     """
-    trace = prepare_trace(config) if trace is None else trace
+    policy = make_policy(config.policy.name, dict(config.policy.params))
     profile = prepare_profile(config) if profile is None else profile
     specs = tuple(tier.to_spec() for tier in config.tiers) or profile.tiers
     link = config.host_link.to_spec() if config.host_link else profile.host_link
-    policy = make_policy(config.policy.name, dict(config.policy.params))
+    trace = prepare_trace(config) if trace is None else trace
     result = _execute(trace, profile, policy, specs, link, config.engine, config.seed, progress)
     result.meta["config"] = resolved(config)
     result.summary.update(label=config.policy.title, policy=config.policy.name)
@@ -229,7 +229,8 @@ def _check_tiers(costs: CostTables, pristine: bool) -> None:
     usable = costs.capacity[: len(costs.capacity) - pristine]
     if max(usable) < smallest:
         raise ConfigError(
-            f"tiers: no tier holds even the smallest entry ({smallest} bytes); largest capacity {max(usable)} bytes"
+            f"tiers: no tier holds even the smallest entry ({format_bytes(smallest)}); "
+            f"the largest capacity is {format_bytes(max(usable))}"
         )
 
 

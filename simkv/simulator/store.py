@@ -26,14 +26,18 @@ class StoreCounts:
 
 
 class Change:
-    """Net change of one entry in a step: from ``old`` (None: was not stored) to its placement now."""
+    """Net change of one entry in a step: from ``old`` (None: was not stored) to its placement now.
 
-    __slots__ = ("entry", "old", "old_size")
+    ``renewed``: it was evicted and then stored again, from what the request has just computed.
+    """
+
+    __slots__ = ("entry", "old", "old_size", "renewed")
 
     def __init__(self, entry: Entry, old: Placement | None, old_size: int) -> None:
         self.entry = entry
         self.old = old
         self.old_size = old_size
+        self.renewed = False
 
 
 class Store:
@@ -106,9 +110,10 @@ class Store:
         return changes
 
     def _newcomer(self, key: int, now_ns: int) -> Entry:
-        """A block to be offered anew; one evicted earlier in this step is the same entry, for only net changes count."""
+        """An entry to be offered; a block evicted earlier in this step keeps its own, for only net changes count."""
         change = self._changes.get(key)
         if change is not None:
+            change.renewed = True
             entry = change.entry
             entry.hits, entry.created_ns, entry.last_hit_ns = 0, now_ns, now_ns
             return entry
@@ -118,7 +123,8 @@ class Store:
 
     def _touch(self, entry: Entry, now_ns: int, next_use: int | None) -> None:
         entry.hits += 1
-        entry.next_use = next_use
+        if next_use is not None:  # a later request may have finished earlier
+            entry.next_use = next_use if entry.next_use is None else max(entry.next_use, next_use)
         target = self.policy.on_hit(entry, self.view)
         if target is not entry.placement and target != entry.placement:
             if entry.pins:

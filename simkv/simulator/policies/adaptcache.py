@@ -154,8 +154,10 @@ class AdaptCache(Policy):
         now = self.utility(entry, placement)
         smaller = [v for v in variants if view.size_bytes(entry, v) < size]
         per_byte = self._choice["per"] == "byte"
-        leave = [view.placement(1, v) for v in (placement.variant, *smaller)]
-        out: Placement | None = max(leave, key=lambda p: self.utility(entry, p))
+        room = view.capacity_bytes(1)
+        leave = [v for v in (placement.variant, *smaller) if room is None or view.size_bytes(entry, v) <= room]
+        choices = [view.placement(1, variant) for variant in leave]
+        out: Placement | None = max(choices, key=lambda p: self.utility(entry, p), default=None)
         if self.recompute and self.utility(entry, None) >= self.utility(entry, out):
             out = None
         best = ((now - self.utility(entry, out)) / (size if per_byte else 1), out)

@@ -59,10 +59,10 @@ class OrderedPolicy(Policy):
         self._orders = [self.new_order(view.capacity_bytes(tier), view) for tier in range(len(view.tiers))]
         self._capacity = [view.capacity_bytes(tier) for tier in range(len(view.tiers))]
 
-    def _fastest_that_holds(self, size_bytes: int) -> Placement | None:
-        for tier, capacity in enumerate(self._capacity):
+    def _fastest_that_holds(self, size_bytes: int, first: int = 0) -> Placement | None:
+        for place, capacity in zip(self._places[first:], self._capacity[first:], strict=True):
             if capacity is None or size_bytes <= capacity:
-                return self._places[tier]
+                return place
         return None
 
     def admit(self, entry: Entry, view: StoreView) -> Placement | None:
@@ -86,8 +86,7 @@ class OrderedPolicy(Policy):
             self._orders[entry.placement.tier].insert(entry)
 
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
-        """The next victims, one tier down each."""
+        """The next victims, each to the next slower tier that is large enough at all."""
         order = self._orders[tier]
-        below = self._places[tier + 1] if tier + 1 < len(self._places) else None
         while (entry := order.victim()) is not None:
-            yield Move(entry, below)
+            yield Move(entry, self._fastest_that_holds(entry.size_bytes, tier + 1))

@@ -1,6 +1,6 @@
 """S3-FIFO (Yang et al., SOSP 2023): a small queue filters one-hit wonders, a ghost queue remembers them.
 
-New entries enter the small queue (a tenth of the tier); what was hit there moves to the main queue, the rest is
+New entries enter the small queue (a tenth of the tier); what was hit there twice moves to the main queue, the rest is
 evicted and remembered as a ghost; a ghost that comes back enters the main queue.  Main reinserts what was hit
 since.  Pinned entries, which the paper does not have, go to the end of their queue.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["S3Fifo"]
 
 _MAX_COUNT = 3
+_STAYS_AT = 2  # the paper's "freq > 1"
 
 
 class _S3Order:
@@ -83,7 +84,7 @@ class _S3Order:
             if entry.pins:
                 passed_over += 1
                 self._small.move_to_end(key)
-            elif self._count[key] == 0:
+            elif self._count[key] < _STAYS_AT:
                 return entry
             else:
                 del self._small[key]
