@@ -123,7 +123,7 @@ def test_run_prints_a_summary_with_units(folder: Path) -> None:
     assert "lru (variant = kivi:4)" == lines["policy"]
     assert "60" == lines["requests measured"]
     assert lines["TTFT, p99"].split()[1] in ("ms", "s")
-    assert lines["served from DRAM"].endswith("% of requests")
+    assert lines["reused from DRAM"].endswith("% of requests")
     assert lines["SSD written"].endswith("iB")
     assert lines["SSD lifetime"].endswith("years")
 

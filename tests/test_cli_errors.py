@@ -83,7 +83,7 @@ BAD = {
     "truncated gzip": ("trace stats torn.jsonl.gz", "torn.jsonl.gz"),
     "capacity too small": (
         "run run.toml --set tiers.dram.capacity=1KiB --set tiers.ssd.capacity=1KiB --set tiers.remote.capacity=1KiB",
-        "no tier holds even the smallest entry",
+        "cannot hold even the smallest entry",
     ),
     "out below a file": ("run run.toml --out run.toml/out", "run.toml"),
     "out holds other things": ("run run.toml --out full", "full: is there already"),

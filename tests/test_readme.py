@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simkv import generate_trace, load_profile, simulate
+from simkv import Result, generate_trace, load_profile, simulate
 from simkv.traces import save_trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,8 @@ def test_policy_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     trace = generate_trace("adaptcache-coding", seed=42)
     profile = load_profile("adaptcache-a100-1gbps")
     result = simulate(trace, profile, {"name": "my_policies:HotRaw"}, arrivals="closed", check=True)
+    saved = Result.load(result.save(tmp_path / "result"))
+    assert {"cold": "kivi:4"} == saved.summary["params"]
     kept = result.moves.loc[result.moves["kind"] == "demotion", ["to_tier", "to_variant"]].drop_duplicates()
     assert [["ssd", "kivi:4"]] == kept.astype(str).to_numpy().tolist()
     assert 0 < result.summary["request_share_dram"] < 1

@@ -175,7 +175,7 @@ class Engine:
         At(self.env, self.now_ns + period_ns, REBALANCE, 0, 0, self._rebalance)
 
     def _rebalance(self, now: int) -> None:
-        self.mover.charge(self.store.rebalance(now), now, -1, set())
+        self.mover.charge(self.store.rebalance(now), now, -1, set(), set())
         if self.finished < len(self.trace):
             self._schedule_rebalance()
 
@@ -307,7 +307,8 @@ class Engine:
             next_use = self._next_use[offset : offset + len(blocks)].tolist()
         changes = self.store.step(now, request.id, request.arrival_ns, blocks, len(request.loaded), next_use)
         if changes:
-            self.mover.charge(changes, now, request.id, set(blocks))
+            held = len(request.loaded)
+            self.mover.charge(changes, now, request.id, set(blocks[:held]), set(blocks[held:]))
         self.finished += 1
         if self.recorder.due(self.finished):
             self._sample(now)

@@ -149,12 +149,11 @@ def _swap(staging: Path, folder: Path) -> None:
     shutil.rmtree(older, ignore_errors=True)
 
 
-def requests_frame(engine: Engine, measured: np.ndarray) -> pd.DataFrame:
+def requests_frame(engine: Engine) -> pd.DataFrame:
     """One row per request in trace order; see SPECIFICATION.md section 8.
 
     Args:
-        engine: after its run.
-        measured: bool[R], False for rows that summaries leave out.
+        engine: after its run.  Every row is marked as measured here.
     """
     trace, costs = engine.trace, engine.costs
     rows = sorted(engine.recorder.rows)
@@ -182,7 +181,7 @@ def requests_frame(engine: Engine, measured: np.ndarray) -> pd.DataFrame:
         "served_by": names[table[:, 8]],
         "variant": variants[table[:, 9]],
         "revisit": revisit,
-        "measured": measured,
+        "measured": True,
         "session": trace.session,
         "task": tasks[trace.task],
     }

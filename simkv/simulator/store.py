@@ -45,7 +45,7 @@ class Store:
 
     Args:
         costs: sizes and capacities.
-        policy: the policy, already started.
+        policy: decides; started by the engine once the view is complete.
         usable_tiers: tiers that entries may be placed on (all but a tier reserved for pristine copies).
         touch_reverse: touch a request's blocks from its last to its first, so that a chain ages tail first.
     """
@@ -90,9 +90,15 @@ class Store:
         view.now_ns, view.request, view.own = now_ns, request, blocks
         self._changes = {}
         order = range(len(blocks) - 1, -1, -1) if self.touch_reverse else range(len(blocks))
+        touched: set[int] = set()
         for index in order:
             key = blocks[index]
             entry = self.residents[key]
+            if key in touched:  # a block that the prompt repeats counts once
+                if entry is not None and index < held:
+                    entry.pins -= 1
+                continue
+            touched.add(key)
             if entry is None:
                 entry = self._newcomer(key, now_ns)
                 if next_use is not None:
@@ -139,8 +145,10 @@ class Store:
         view.now_ns, view.request, view.own = now_ns, -1, []
         self._changes = {}
         for entry, to in self.policy.rebalance(view):
-            if entry.placement is None or entry.pins:
-                raise PolicyError(f"{self.policy.name}: rebalance moves {entry!r}, which is pinned or not stored")
+            if entry.pins:
+                raise PolicyError(f"{self.policy.name}: rebalance moves {entry!r}, which is pinned")
+            if entry.placement is None:  # an earlier move has made it leave
+                continue
             self.place(entry, to)
         changes, self._changes = self._changes, {}
         return changes
@@ -149,9 +157,12 @@ class Store:
 
     def place(self, entry: Entry, to: Placement | None) -> None:
         """Put an entry where the policy wants it, making room there if needed; refuses it if none can be made."""
-        old = entry.placement
+        old, old_size = entry.placement, entry.size_bytes
         self._set(entry, to)
-        if to is not None and self.used[to.tier] > self.capacity[to.tier]:
+        if to is None or self.used[to.tier] <= self.capacity[to.tier]:
+            return
+        # What shrinks where it is needs no room of its own: it is somebody else's request for room being served.
+        if old is None or old.tier != to.tier or entry.size_bytes > old_size:
             self._make_room(to.tier, entry, old)
 
     def _set(self, entry: Entry, to: Placement | None) -> None:

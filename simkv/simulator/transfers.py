@@ -18,7 +18,7 @@ from simkv.simulator.tiers import Channel
 __all__ = ["KINDS", "Mover", "TransferCounts"]
 
 KINDS = ("admission", "promotion", "demotion", "recompression", "eviction", "refusal")
-_JOBS = 5  # most channel jobs of one group
+_JOBS = 6  # most channel jobs of one group
 _ADMISSION, _PROMOTION, _DEMOTION, _RECOMPRESSION, _EVICTION, _REFUSAL = range(len(KINDS))
 
 
@@ -47,6 +47,7 @@ class _Group:
         "encode_ns",
         "entries",
         "from_gpu_ns",
+        "pristine_link_ns",
         "pristine_ns",
         "read_ns",
         "source",
@@ -63,6 +64,7 @@ class _Group:
         self.decode_ns = 0
         self.encode_ns = 0
         self.pristine_ns = 0
+        self.pristine_link_ns = 0
         self.to_gpu_ns = 0
         self.from_gpu_ns = 0
 
@@ -98,14 +100,15 @@ class Mover:
         self._pristine_place = Placement(len(readers) - 1, 0)
         self.rows = array("q") if record else None
 
-    def charge(self, changes: dict[int, Change], now: int, request: int, at_hand: set[int]) -> None:
+    def charge(self, changes: dict[int, Change], now: int, request: int, loaded: set[int], computed: set[int]) -> None:
         """Start the transfers of a step's net changes.
 
         Args:
             changes: from ``Store.step`` or ``Store.rebalance``.
             now: ns.
             request: id whose step it was, -1 for a rebalance.
-            at_hand: blocks whose KV the request has loaded or computed.
+            loaded: blocks whose KV the request has loaded: at hand, in the quality that was stored.
+            computed: blocks that it has computed: at hand and exact, so they are stored as if new.
         """
         groups: dict[tuple[Placement | None, Placement, bool], _Group] = {}
         for change in changes.values():
@@ -115,8 +118,8 @@ class Mover:
                 continue
             if new == old:
                 continue
-            source = None if change.renewed else old
-            key = (source, new, entry.key in at_hand)
+            source = None if change.renewed or entry.key in computed else old
+            key = (source, new, entry.key in loaded)
             group = groups.get(key)
             if group is None:
                 group = groups[key] = self._group(*key)
@@ -170,6 +173,7 @@ class Mover:
             self.pristine[entry.key] = 1
             tier = self._pristine_place.tier
             group.pristine_ns += costs.write[tier][0][size_class]
+            group.pristine_link_ns += costs.link_write[0][size_class]
             counts.written[tier] += costs.size[0][size_class]
             self.pristine_bytes += costs.size[0][size_class]
             self.pristine_count += 1
@@ -199,9 +203,16 @@ class Mover:
             if group.from_gpu_ns:
                 self.link[1].background(now, group.from_gpu_ns + costs.link_fixed, request, part + 3, transfer)
         if group.pristine_ns:
-            tier = self._pristine_place.tier
-            write_ns = group.pristine_ns + costs.write_fixed[tier]
-            self.writers[tier].background(now, write_ns, request, part + 4, Transfer(now))
+            self._start_pristine(group, now, request, part + 4)
+
+    def _start_pristine(self, group: _Group, now: int, request: int, part: int) -> None:
+        """Write the raw copies; nobody waits for them."""
+        tier = self._pristine_place.tier
+        write_ns = group.pristine_ns + self.costs.write_fixed[tier]
+        self.writers[tier].background(now, write_ns, request, part, Transfer(now))
+        if self.link is not None:
+            link_ns = group.pristine_link_ns + self.costs.link_fixed
+            self.link[1].background(now, link_ns, request, part + 1, Transfer(now))
 
     @staticmethod
     def _follow(entry: Entry, transfer: Transfer) -> None:

@@ -105,12 +105,12 @@ class Scripted(Policy):
 
     Args:
         plan: where blocks go, "dram raw" and so on.  A block's number says where it is admitted; a pair
-            (request, block) says where it goes in that request, admitted or hit; what is not named is left out or alone.
+            (request, block) where it goes in that request, admitted or hit; the rest is left out, or alone.
         room: (tier, victim block, where or None) in the order in which moves are offered when room is needed.
     """
 
     plan: dict[Any, str] = field(default_factory=dict)
-    room: list[tuple[str, int, str | None]] = field(default_factory=list)
+    room: Sequence[tuple[str, int, str | None]] = field(default_factory=list)
     name: ClassVar[str] = "scripted"
 
     def _place(self, text: str | None, view: StoreView) -> Placement | None:
@@ -137,7 +137,7 @@ class Scripted(Policy):
 class Ticking(Scripted):
     """Scripted, with a rebalance every 100 us; ``at`` lists (time in us, block, where or None)."""
 
-    at: list[tuple[int, int, str | None]] = field(default_factory=list)
+    at: Sequence[tuple[int, int, str | None]] = field(default_factory=list)
     period_s: ClassVar[float] = 1e-4
 
     def rebalance(self, view: StoreView) -> Iterable[Move]:
@@ -198,7 +198,7 @@ class Row:
 
 def rows(engine: Engine) -> list[Row]:
     """Recorded requests in trace order."""
-    return [Row(*row[:10], per_tier=row[10:]) for row in sorted(engine.recorder.rows)]
+    return [Row(*row[:10], row[10:]) for row in sorted(engine.recorder.rows)]  # type: ignore[call-arg]
 
 
 def times(engine: Engine) -> list[tuple[int, int, int]]:

@@ -1,6 +1,7 @@
 """Channels alone: FIFO with parallel servers, and processor sharing against exact fractions."""
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -71,7 +72,7 @@ jobs_of = st.integers(1, 200).flatmap(
 )
 
 
-# --- FIFO -------------------------------------------------------------------------------------------------------
+# --- FIFO -----------------------------------------------------------------------------------------------------------
 
 
 def test_fifo_one_server() -> None:
@@ -111,7 +112,7 @@ def test_fifo_estimate_counts_the_backlog() -> None:
     assert 5 == channel.estimate(30, 5)
 
 
-# --- processor sharing ------------------------------------------------------------------------------------------
+# --- processor sharing ----------------------------------------------------------------------------------------------
 
 
 def test_fair_two_jobs() -> None:
@@ -156,7 +157,7 @@ def test_fair_equals_exact_fractions(jobs: Jobs) -> None:
     grain = Fraction(len(jobs), 1024)
     for (_, finish), end in zip(spans, exact, strict=True):
         assert -grain <= finish - end < 1 + grain
-    for earlier, later in zip(order, order[1:], strict=False):
+    for earlier, later in itertools.pairwise(order):
         assert exact[earlier] <= exact[later] + 2 * grain
 
 
@@ -188,10 +189,11 @@ def test_fair_many_long_jobs_stay_exact() -> None:
 
 
 def test_fair_background_job_fills_in_its_transfer() -> None:
-    """A background job of 6 beside a load of 6, both at 0, ends at 12; its entries are usable 5 ns of recoding later."""
+    """A background job of 6 beside a load of 6, both at 0, ends at 12; 5 ns of recoding follow."""
     env = Environment(initial_time=0)
     channel = FairChannel(env, 1)
-    transfer, told = Transfer(0, 5), []
+    transfer = Transfer(0, 5)
+    told: list[int] = []
     transfer.waiters.append(told.append)
     channel.background(0, 6, 0, 0, transfer)
     channel.submit(0, 6, READ, 1, 0, lambda start, finish: None)

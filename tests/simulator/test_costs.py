@@ -22,7 +22,7 @@ def tables(trace: Trace, **changes: object) -> CostTables:
     return build_costs(trace, make_profile(**changes), TWO)
 
 
-# --- bytes and transfers ----------------------------------------------------------------------------------------------
+# --- bytes and transfers --------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**50), st.integers(1, 10**12))
@@ -40,7 +40,9 @@ def test_twelve_gibibytes_do_not_overflow() -> None:
 @given(st.integers(1, 10**6), st.integers(1, 10**9))
 def test_stored_bytes_are_rounded_up(tokens: int, ratio_ppb: int) -> None:
     """tokens x bytes per token x ratio, the ratio in exact 1e-9, rounded up: never 0, never above raw."""
-    profile = make_profile(kv_bytes_per_token=131_072, size_ratio={v: ratio_ppb / 1e9 for v in make_profile().variants})
+    profile = make_profile(
+        kv_bytes_per_token=131_072, size_ratio=dict.fromkeys(make_profile().variants, ratio_ppb / 1e9)
+    )
     costs = build_costs(make_trace([[0]], tokens=tokens), profile, TWO)
     exact = Fraction(tokens * 131_072 * ratio_ppb, 10**9)
     assert exact <= costs.size[1][0] < exact + 1
@@ -63,15 +65,15 @@ def test_unlimited_and_whole_contexts() -> None:
     assert not tables(make_trace([[0, 1]])).whole_contexts
 
 
-# --- fitted lines -----------------------------------------------------------------------------------------------------
+# --- fitted lines ---------------------------------------------------------------------------------------------------
 
 
 def test_published_line_to_the_nanosecond() -> None:
-    """AdaptCache's kivi:2 on a 1 GB/s disk: 2.3640e-5 s x 14,300 tokens + 0.3193 s = 0.657352 s, through a whole run."""
+    """AdaptCache's kivi:2 on a 1 GB/s disk, in a whole run: 2.3640e-5 s x 14,300 tokens + 0.3193 s = 0.657352 s."""
     profile = load_profile("adaptcache-a100-1gbps")
     task = profile.tasks[0]
     trace = make_trace([[0], [0]], tokens=14_300, gap_us=60_000_000, task=task)
-    tiers = [replace(profile.tiers[0], capacity_bytes=10**6), replace(profile.tiers[1], capacity_bytes=None)]
+    tiers = [replace(profile.tiers[1], capacity_bytes=None)]
     result = simulate(trace, profile, {"name": "lru", "variant": "kivi:2"}, tiers=tiers)
     assert 657_352_000 == round(result.requests["ttft_s"][1] * 1e9)
     assert (0.657352, 0.0, 0.0) == tuple(result.requests.loc[1, ["load_s", "queue_s", "compute_s"]])
@@ -95,7 +97,7 @@ def test_missing_numbers_are_errors() -> None:
         tables(make_trace([[0]]), load_lines=lines)
 
 
-# --- prefill ----------------------------------------------------------------------------------------------------------
+# --- prefill --------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -153,7 +155,7 @@ def test_block_starts() -> None:
     assert [0, 10, 10, 0] == block_starts(trace).tolist()
 
 
-# --- quality ----------------------------------------------------------------------------------------------------------
+# --- quality --------------------------------------------------------------------------------------------------------
 
 
 def test_each_context_keeps_one_measured_row() -> None:
@@ -168,7 +170,7 @@ def test_each_context_keeps_one_measured_row() -> None:
 
 
 def test_policies_see_means_or_noisy_samples_but_scores_are_measured() -> None:
-    """"mean" shows the task's mean; "sampled" differs from the row, and less so with more queries."""
+    """ "mean" shows the task's mean; "sampled" differs from the row, and less so with more queries."""
     quality = quality_rows({"raw": [1, 1], "kivi:4": [0.9, 0.7], "kivi:2": [0.2, 0.4]})
     trace = make_trace([[context] for context in range(400)])
     profile = make_profile(quality=quality)

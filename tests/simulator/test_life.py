@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from simkv.profiles import Line
@@ -28,7 +27,7 @@ from tests.simulator.helpers import (
 LINK = replace(DRAM, name="link")
 
 
-# --- compute and load -------------------------------------------------------------------------------------------
+# --- compute and load -----------------------------------------------------------------------------------------------
 
 
 def test_recompute() -> None:
@@ -121,7 +120,7 @@ def test_a_transfer_of_negative_length_takes_no_time() -> None:
     assert (50 * US, 0, 0) == times(engine)[1]
 
 
-# --- queueing for the GPU ---------------------------------------------------------------------------------------
+# --- queueing for the GPU -------------------------------------------------------------------------------------------
 
 
 def test_gpu_serves_one_at_a_time() -> None:
@@ -143,7 +142,7 @@ def test_gpu_order_is_that_of_loading() -> None:
     assert [(200 * US, 900 * US, MS), (0, 0, MS)] == times(engine)[1:]
 
 
-# --- closed loop ------------------------------------------------------------------------------------------------
+# --- closed loop ----------------------------------------------------------------------------------------------------
 
 
 def test_closed_loop_of_one() -> None:
@@ -167,14 +166,14 @@ def test_closed_loop_with_more_places_than_requests() -> None:
     assert [0, 0] == [row.arrival for row in rows(engine)]
 
 
-# --- odd requests -----------------------------------------------------------------------------------------------
+# --- odd requests ---------------------------------------------------------------------------------------------------
 
 
 def test_empty_prompt() -> None:
     """A request without tokens takes no time and counts as answered perfectly."""
     engine = run(make_trace([[0], [], [0]], gap_us=10_000))
     assert (0, 0, 0) == times(engine)[1]
-    assert 1.0 == requests_frame(engine, np.ones(3, dtype=bool))["quality"][1]
+    assert 1.0 == requests_frame(engine)["quality"][1]
 
 
 def test_prompt_without_blocks_is_computed() -> None:
@@ -201,7 +200,7 @@ def test_block_twice_in_one_request(touch: str) -> None:
     engine = run([[0, 0], [0, 0]], touch=touch)
     assert (200 * US, 0, 0) == times(engine)[1]
     assert {0: "dram raw"} == stored(engine)
-    assert 0 == engine.store.residents[0].pins  # type: ignore[union-attr]
+    assert (0, 1) == (engine.store.residents[0].pins, engine.store.residents[0].hits)  # type: ignore[union-attr]
 
 
 def test_thirty_days_later() -> None:

@@ -64,7 +64,7 @@ def test_what_is_stored_but_not_loaded_is_touched_not_admitted() -> None:
 
 def test_slow_block_in_front_may_be_worth_what_follows() -> None:
     """One block on SSD (5.2 ms) followed by nine in DRAM: 5.2 ms beside 0.9 ms beats 10 ms of prefill."""
-    plan = {0: "ssd raw", **{block: "dram raw" for block in range(1, 10)}}
+    plan = {0: "ssd raw", **dict.fromkeys(range(1, 10), "dram raw")}
     engine = run([[*range(10)], [*range(10)]], Scripted(plan), tiers=FAR, **FASTER)
     assert (5_200 * US, 0, 0) == times(engine)[1]
 
@@ -114,14 +114,14 @@ def test_runs_are_found_by_value() -> None:
 
     With a prefill of at least 2.5 ms, two blocks (0.4 + 2.5 ms) would beat three (0.6 + 2.5), but are no end of a run.
     """
-    plan = {block: "ssd raw" for block in range(3)}
+    plan = dict.fromkeys(range(3), "ssd raw")
     profile = make_profile(prefill=PrefillFit(0.0, 10e-6, floor_s=2.5e-3))
     trace = make_trace([[0, 1, 2], [0, 1, 2, 3]])
     ways = [run(trace, kind(plan), profile=profile, **FASTER) for kind in (Scripted, Loose)]
     assert [(600 * US, 0, 2_500 * US)] * 2 == [times(engine)[1] for engine in ways]
 
 
-# --- layerwise overlap ------------------------------------------------------------------------------------------------
+# --- layerwise overlap ----------------------------------------------------------------------------------------------
 
 
 def layer_by_layer(begin: int, loaded: int, work: int, layers: int, free: int) -> Fraction:
@@ -133,9 +133,7 @@ def layer_by_layer(begin: int, loaded: int, work: int, layers: int, free: int) -
     return end
 
 
-@given(
-    st.integers(0, 50), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 100), st.integers(0, 2 * 10**6)
-)
+@given(st.integers(0, 50), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 100), st.integers(0, 2 * 10**6))
 def test_overlap_formula_is_the_flow_shop(begin: int, load: int, work: int, layers: int, free: int) -> None:
     """The closed form equals the explicit loop over layers, rounded up by at most 2 ns."""
     loaded = begin + load
@@ -153,7 +151,7 @@ def test_overlap_bound_by_compute() -> None:
 
 def test_overlap_bound_by_loading() -> None:
     """Ten blocks from SSD (2 ms) beside 0.01 ms of computing: the last layer's 2.5 us come after the last byte."""
-    plan = {block: "ssd raw" for block in range(10)}
+    plan = dict.fromkeys(range(10), "ssd raw")
     trace = make_trace([[*range(10)], [*range(10)]], inputs=[1000, 1001])
     load, queue, work = times(run(trace, Scripted(plan), overlap="layerwise"))[1]
     assert (2 * MS + 2_500, 0, 10 * US) == (load + queue + work, queue, work)

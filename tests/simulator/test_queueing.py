@@ -72,7 +72,7 @@ def kiefer_wolfowitz(arrivals: Array, services: Array, servers: int) -> Array:
     return waiting
 
 
-# --- the GPU ------------------------------------------------------------------------------------------------------------
+# --- the GPU --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("load", "width"), [(0.5, 0.08), (0.8, 0.16)])
@@ -106,7 +106,7 @@ def test_closed_loop_keeps_its_concurrency() -> None:
     assert 200 * SERVICE_NS == engine.now_ns
 
 
-# --- a read channel -------------------------------------------------------------------------------------------------------
+# --- a read channel -------------------------------------------------------------------------------------------------
 
 SIZES = {"two-point": ([20, 420], [0.8, 0.2]), "equal": ([100], [1.0])}  # tokens; both 100 on average
 WARM_NS = 10**9
@@ -210,4 +210,3 @@ def test_the_recursion_is_a_recursion() -> None:
     arrivals, services = np.array([0, 1, 2]), np.array([5, 5, 1])
     assert [0, 4, 8] == kiefer_wolfowitz(arrivals, services, 1).tolist()
     assert [0, 0, 3] == kiefer_wolfowitz(arrivals, services, 2).tolist()
-

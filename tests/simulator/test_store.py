@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from simkv.errors import PolicyError
-from simkv.simulator.entries import Entry, Move
+from simkv.simulator.entries import Entry, Move, Placement
 from simkv.simulator.metrics import moves_frame
 from simkv.simulator.view import StoreView
 from tests.simulator.helpers import (
@@ -28,6 +28,7 @@ from tests.simulator.helpers import (
 )
 
 ONE = (replace(DRAM, capacity_bytes=SIZE),)
+ONE_AND_SSD = (*ONE, SSD)
 
 
 def moves(engine: object, request: int) -> list[tuple[int, str]]:
@@ -87,7 +88,15 @@ def test_too_large_for_dram_goes_to_ssd() -> None:
     assert {0: "ssd raw"} == stored(engine)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+def test_shrinking_in_place_asks_for_no_room_of_its_own() -> None:
+    """Room for block 1 is made in two moves, kivi:4 of block 0 and of block 1 itself: the first alone is not enough."""
+    room = [("dram", 0, "dram kivi:4"), ("dram", 1, "dram kivi:4")]
+    engine = run([[0], [1]], Scripted({0: "dram raw", 1: "dram raw"}, room=room), tiers=ONE)
+    assert {0: "dram kivi:4", 1: "dram kivi:4"} == stored(engine)
+    assert 0 == engine.store.counts.refused
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 def test_too_large_for_everything_is_left_out() -> None:
@@ -121,7 +130,7 @@ def test_refused_on_the_way_down_is_left_out() -> None:
     assert (1, [(2, "admission"), (1, "eviction")]) == (engine.store.counts.refused, moves(engine, 2))
 
 
-# --- pins -------------------------------------------------------------------------------------------------------------
+# --- pins -----------------------------------------------------------------------------------------------------------
 
 
 def test_pinned_entries_do_not_make_room() -> None:
@@ -152,7 +161,7 @@ def test_no_pin_outlives_its_request() -> None:
     assert {0} == {entry.pins for entry in engine.store.residents if entry is not None}
 
 
-# --- within a step ----------------------------------------------------------------------------------------------------
+# --- within a step --------------------------------------------------------------------------------------------------
 
 
 def test_concurrent_misses_of_one_block() -> None:
@@ -192,7 +201,7 @@ def test_stored_again_elsewhere_is_written_from_what_was_computed() -> None:
     assert ([0, 0], 0) == (engine.mover.counts.background_read, engine.mover.counts.recodings)
 
 
-# --- forbidden moves --------------------------------------------------------------------------------------------------
+# --- forbidden moves ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -245,8 +254,24 @@ def test_the_tier_of_pristine_copies_is_not_for_policies() -> None:
 def test_rebalance_must_not_move_pinned_entries() -> None:
     """A rebalance that moves an entry in use is an error."""
     trace = make_trace([[0], [0, 1]], at_us=[0, 9_900])
-    with pytest.raises(PolicyError, match="pinned or not stored"):
+    with pytest.raises(PolicyError, match="which is pinned"):
         run(trace, Ticking({0: "dram raw"}, at=[(10_000, 0, "ssd raw")]))
+
+
+class Hasty(Ticking):
+    """Ticking that decides on all moves before the first is carried out."""
+
+    def rebalance(self, view: StoreView) -> list[Move]:
+        """All at once."""
+        return list(super().rebalance(view))
+
+
+def test_rebalance_passes_over_what_an_earlier_move_drove_out() -> None:
+    """Moving 0 up drives out 1, which the same rebalance moves next: that move comes to nothing."""
+    trace = make_trace([[0], [1], [2]], at_us=[0, 0, 20_000])
+    moves_at = [(10_000, 0, "dram raw"), (10_000, 1, "ssd raw")]
+    policy = Hasty({0: "ssd raw", 1: "dram raw"}, at=moves_at, room=[("dram", 1, None)])
+    assert {0: "dram raw"} == stored(run(trace, policy, tiers=ONE_AND_SSD))
 
 
 def test_rebalance_goes_on_until_the_last_first_token() -> None:
@@ -257,7 +282,7 @@ def test_rebalance_goes_on_until_the_last_first_token() -> None:
     assert 1_001 * MS == engine.now_ns
 
 
-# --- what policies see --------------------------------------------------------------------------------------------------
+# --- what policies see ----------------------------------------------------------------------------------------------
 
 
 def test_view() -> None:
@@ -281,3 +306,10 @@ def test_view() -> None:
         view.quality(one, 1),
     )
     assert np.isclose(100 / 250, view.weight(one))
+
+
+def test_placements_are_interned() -> None:
+    """Placements by name and by index are the same objects, so equal ones are cheap to compare."""
+    view = make_engine([[0]], Scripted()).store.view
+    assert Placement(1, 2) == view.placement("ssd", "kivi:2")
+    assert view.placement("ssd", "kivi:2") is view.placement(1, 2)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from simkv.profiles import Line
@@ -35,7 +34,7 @@ COLD = replace(SSD, name="cold", read_bytes_per_s=10**8, write_bytes_per_s=10**8
 LATE_US = 40_000  # after every background transfer of these tests
 
 
-# --- admissions -------------------------------------------------------------------------------------------------
+# --- admissions -----------------------------------------------------------------------------------------------------
 
 
 def test_hit_waits_for_bytes_under_way() -> None:
@@ -73,14 +72,14 @@ def test_host_link_from_the_gpu_is_a_channel_of_its_own() -> None:
     assert 1_500 * US == ready_ns(run([[0]], Scripted({0: "dram raw"}), link=slow), 0)
 
 
-# --- moves ------------------------------------------------------------------------------------------------------
+# --- moves ----------------------------------------------------------------------------------------------------------
 
 
 def moved(to: str, **options: object) -> int:
     """Time from a move of block 0 at 10 ms, out of DRAM raw unless ``start`` says otherwise, until it is ready."""
     start = str(options.pop("start", "dram raw"))
     trace = make_trace([[0], [1]], at_us=[0, LATE_US])
-    engine = run(trace, Ticking({0: start}, at=[(10_000, 0, to)]), **options)  # type: ignore[arg-type]
+    engine = run(trace, Ticking({0: start}, at=[(10_000, 0, to)]), **options)
     assert to == stored(engine)[0]
     return ready_ns(engine, 0) - 10 * MS
 
@@ -136,7 +135,7 @@ def test_background_read_delays_a_load() -> None:
     assert (180 * US, 0, 0) == times(engine)[2]
 
 
-# --- waiting on a shared channel, where the end is not known in advance --------------------------------------------
+# --- waiting on a shared channel, where the end is not known in advance ---------------------------------------------
 
 
 def test_hit_waits_for_a_transfer_on_a_shared_channel() -> None:
@@ -156,7 +155,7 @@ def test_hit_waits_for_recoding_after_a_shared_channel() -> None:
     assert ((100 + 300 + 100 - 20) * US, 0, 20 * US) == times(engine)[1]
 
 
-# --- moved before it has arrived ----------------------------------------------------------------------------------
+# --- moved before it has arrived ------------------------------------------------------------------------------------
 
 
 def test_moved_before_it_arrived() -> None:
@@ -196,7 +195,7 @@ def test_recompression_compounds_without_pristine_copies() -> None:
 
 
 def test_recompression_from_a_pristine_copy_does_not_compound() -> None:
-    """With a raw copy on the last tier, kivi:2 has its own 0.7; the raw bytes are read there, at 10 ns: 1 ms + 0.5 ms."""
+    """With a raw copy on the last tier, kivi:2 has its own 0.7; the raw bytes are read there."""
     trace = make_trace([[0], [0]], at_us=[0, LATE_US])
     policy = Ticking({0: "dram kivi:4"}, at=[(10_000, 0, "dram kivi:2")])
     engine = run(trace, policy, profile=FINER, tiers=(*TWO, COLD), pristine=True)
@@ -226,7 +225,7 @@ def test_ssd_wear() -> None:
     200,000 bytes in the 2.001 s until the last first token, against 10^12 bytes of endurance.
     """
     engine = run([[0], [1], [2]], tiers=two_tiers(1, endurance_bytes=10**12))
-    summary = summarize(engine, requests_frame(engine, np.ones(3, dtype=bool)), 0)
+    summary = summarize(engine, requests_frame(engine), 0)
     assert (2 * SIZE, 3 * SIZE) == (summary["ssd_written_bytes"], summary["written_bytes_dram"])
     years = 10**12 / (2 * SIZE / 2.001) / (365.25 * 86_400)
     assert years == pytest.approx(summary["ssd_lifetime_years"], rel=1e-12)

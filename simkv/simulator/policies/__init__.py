@@ -5,7 +5,9 @@ The interface is in ``base.py``; ``ordered.py`` has the chain of tiers that the 
 
 import importlib
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from simkv.errors import PolicyError, unknown_name
 from simkv.simulator.policies.adaptcache import AdaptCache
@@ -58,7 +60,26 @@ def make_policy(name: str, params: dict[str, Any]) -> Policy:
     for key in params:
         if key not in known:
             raise PolicyError(unknown_name(f"parameter of policy {name}:", key, known or {"(none)"}))
+    _check_types(name, found, params)
     try:
         return found(**params)
     except (TypeError, ValueError) as error:
         raise PolicyError(f"policy {name}: {error}") from error
+
+
+def _check_types(name: str, found: type[Policy], params: dict[str, Any]) -> None:
+    """Refuse values of another type than the field's: the text "false" is true, and would be taken for it.
+
+    Types of outside policies that cannot be resolved or checked are left to the policy.
+    """
+    try:
+        hints = get_type_hints(found)
+        checks = {key: TypeAdapter(hints[key]) for key in params}
+    except (NameError, PydanticUserError):
+        return
+    for key, value in params.items():
+        try:
+            checks[key].validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"].replace("Input should be", "it must be")
+            raise PolicyError(f"policy {name}: {key} is {value!r}; {wanted}") from error

@@ -4,7 +4,7 @@ Utility of an option: quality_weight x quality - delay_weight x delay, times a f
 blocks, quality counts by the block's share of a prompt (``StoreView.weight``).  A new entry
 enters DRAM uncompressed; while DRAM is over capacity, the step with the smallest utility lost per byte freed is
 taken, over the new entry and all residents: a smaller variant in DRAM, or leaving it for the better of "discard"
-and the best SSD variant not larger than the present one.  SSD is plain LRU.  Only SSD residents are not
+and the best SSD variant not larger than the present one.  SSD is plain LRU.  SSD residents are not
 optimised again, and nothing is promoted, as published.
 
 Each entry has one next step and one heap row, so a decision costs O(log n) amortised.
@@ -85,6 +85,8 @@ class AdaptCache(Policy):
             raise PolicyError(f"policy adaptcache: alpha is {self.alpha!r}; it must be a number, at least 0")
         if not self.window_s > 0:
             raise PolicyError(f"policy adaptcache: window_s is {self.window_s!r}; it must be positive")
+        if self.drop_after_uses < 0:
+            raise PolicyError(f"policy adaptcache: drop_after_uses is {self.drop_after_uses}; it must be at least 0")
         if isinstance(self.methods, str):
             raise PolicyError(f"policy adaptcache: methods is {self.methods!r}; write a list, e.g. ['kivi']")
         for parameter, allowed in _CHOICES.items():
