@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from simkv.config import EngineConfig, RunConfig, parse_engine, resolved
@@ -26,8 +25,9 @@ from simkv.simulator.transfers import KINDS
 from simkv.traces.trace import Trace
 from simkv.traces.transform import assign_tasks
 from simkv.units import NS_PER_S, format_bytes, parse_bytes
+from simkv.version import simkv_version
 
-__all__ = ["prepare_profile", "run_config", "simkv_version", "simulate"]
+__all__ = ["prepare_profile", "run_config", "simulate"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,14 +112,6 @@ def prepare_profile(config: RunConfig) -> Profile:
             f"another model needs a profile of bandwidths"
         )
     return replace(profile, model=shape.name, kv_bytes_per_token=shape.kv_bytes_per_token, layers=shape.layers)
-
-
-def simkv_version() -> str:
-    """Version of the installed package, "0" from a bare source tree."""
-    try:
-        return version("simkv")
-    except PackageNotFoundError:
-        return "0"
 
 
 def _policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
