@@ -96,7 +96,7 @@ class Store:
             entry = self.residents[key]
             if key in touched:  # a block that the prompt repeats counts once
                 if entry is not None and index < held:
-                    entry.pins -= 1
+                    self._release(entry)
                 continue
             touched.add(key)
             if entry is None:
@@ -108,12 +108,17 @@ class Store:
                     self.place(entry, target)
                 continue
             if index < held:
-                entry.pins -= 1
+                self._release(entry)
             else:
                 self.counts.duplicate_blocks += entry.created_ns > arrival_ns
             self._touch(entry, now_ns, None if next_use is None else next_use[index])
         changes, self._changes = self._changes, {}
         return changes
+
+    def _release(self, entry: Entry) -> None:
+        entry.pins -= 1
+        if not entry.pins:
+            self.policy.released(entry)
 
     def _newcomer(self, key: int, now_ns: int) -> Entry:
         """An entry to be offered; a block evicted earlier in this step keeps its own, for only net changes count."""
@@ -195,7 +200,8 @@ class Store:
             self.place(move.entry, move.to)
             if used[tier] <= capacity:
                 break
-        newcomer.pins -= stays
+        if stays:
+            self._release(newcomer)
         if used[tier] <= capacity:
             return
         self.counts.refused += 1

@@ -6,7 +6,7 @@ tables and the result's frames and summary, as ``simulate`` does.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from simkv.traces.transform import assign_tasks
 REQUESTS, CONTEXTS, TOKENS = 100_000, 20_000, 1_000
 PROFILE = "llama-3.1-8b-a100"
 GIB = 2**30
+PER_REQUEST: dict[int, float] = {}  # entries in DRAM -> seconds per request of adaptcache
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def tiers_of(dram_bytes: int, ssd_bytes: int) -> dict[str, Any]:
     return dict(zip(names, (dram_bytes, ssd_bytes), strict=True))
 
 
-def measure(benchmark: BenchmarkFixture, requests: int, run: Callable[[], Any], rounds: int = 3) -> Any:
+def measure(benchmark: BenchmarkFixture, requests: int, run: Callable[[], Any], rounds: int = 2) -> Any:
     """Time ``run`` and report requests per second of the quickest round."""
     result = benchmark.pedantic(run, rounds=rounds)
     if benchmark.stats:  # absent under --benchmark-disable
@@ -62,7 +63,7 @@ def measure(benchmark: BenchmarkFixture, requests: int, run: Callable[[], Any], 
     return result
 
 
-# --- the same model with processes and resources ------------------------------------------------------------------------
+# --- the same model with processes and resources --------------------------------------------------------------------
 
 
 class PlainModel:
@@ -82,7 +83,7 @@ class PlainModel:
         self.ttft = np.zeros(len(trace), dtype=np.int64)
         self.hits = 0
 
-    def use(self, server: simpy.Resource, service: int) -> Iterator[Any]:
+    def use(self, server: simpy.Resource, service: int) -> Generator[simpy.Event, Any, None]:
         """Wait for a server and hold it."""
         with server.request() as turn:
             yield turn
@@ -92,7 +93,7 @@ class PlainModel:
         """Time to read one block."""
         return self.costs.read_fixed[tier][0] + self.costs.read[tier][0][0]
 
-    def transfer(self, source: int | None, target: int, arrived: simpy.Event) -> Iterator[Any]:
+    def transfer(self, source: int | None, target: int, arrived: simpy.Event) -> Generator[simpy.Event, Any, None]:
         """Bytes on their way to a tier, in the background."""
         write = self.costs.write_fixed[target] + self.costs.write[target][0][0]
         jobs = [self.env.process(self.use(self.writers[target], write))]
@@ -111,7 +112,7 @@ class PlainModel:
             if tier == 0:
                 self.put(1, oldest, 0)
 
-    def request(self, ident: int, block: int, tokens: int) -> Iterator[Any]:
+    def request(self, ident: int, block: int, tokens: int) -> Generator[simpy.Event, Any, None]:
         """One request's life."""
         arrival = self.env.now
         tier = next((tier for tier in (0, 1) if block in self.stored[tier]), None)
@@ -130,7 +131,7 @@ class PlainModel:
             self.stored[1].pop(block, None)
             self.put(0, block, None)
 
-    def arrivals(self) -> Iterator[Any]:
+    def arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Sends the requests."""
         blocks, inputs = self.trace.block_ids.tolist(), self.trace.input_tokens.tolist()
         for ident, arrival in enumerate(self.trace.arrival_ns.tolist()):
@@ -177,14 +178,17 @@ def test_zipf(benchmark: BenchmarkFixture, zipf: Trace) -> None:
 
 @pytest.mark.parametrize("policy", ["lru", "adaptcache"])
 def test_mooncake(benchmark: BenchmarkFixture, mooncake: Trace, policy: str) -> None:
-    """A real trace in blocks of 512 tokens; DRAM 256 GiB, SSD 2 TiB."""
+    """A real trace in blocks of 512 tokens on eight GPUs; DRAM 256 GiB, SSD 2 TiB."""
     tiers = tiers_of(256 * GIB, 2048 * GIB)
     result = measure(
-        benchmark, len(mooncake), lambda: simulate(mooncake, load_profile(PROFILE), policy, tiers=tiers), rounds=2
+        benchmark,
+        len(mooncake),
+        lambda: simulate(mooncake, load_profile(PROFILE), policy, tiers=tiers, gpus=8),
+        rounds=1,
     )
     if benchmark.stats:
         benchmark.extra_info["blocks_per_s"] = round(len(mooncake.block_ids) / benchmark.stats.stats.min)
-    assert 0.2 < result.summary["block_hit_ratio"] < 0.37
+    assert 0.05 < result.summary["block_hit_ratio"] < 0.37
 
 
 @pytest.mark.parametrize("residents", [1_000, 100_000])
@@ -215,6 +219,10 @@ def test_adaptcache_by_residents(benchmark: BenchmarkFixture, residents: int) ->
         times.append(time.perf_counter() - full[0])
         return engine
 
-    engine = benchmark.pedantic(run, rounds=2)
-    benchmark.extra_info["us_per_request"] = round(min(times) / decisions * 1e6, 2)
+    engine = benchmark.pedantic(run, rounds=1)
+    PER_REQUEST[residents] = min(times) / decisions
+    benchmark.extra_info["us_per_request"] = round(PER_REQUEST[residents] * 1e6, 2)
+    benchmark.extra_info["times_that_of_the_first"] = round(
+        PER_REQUEST[residents] / next(iter(PER_REQUEST.values())), 2
+    )
     assert engine.store.count[0] >= residents * 0.9

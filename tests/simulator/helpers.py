@@ -198,7 +198,8 @@ class Row:
 
 def rows(engine: Engine) -> list[Row]:
     """Recorded requests in trace order."""
-    return [Row(*row[:10], row[10:]) for row in sorted(engine.recorder.rows)]  # type: ignore[call-arg]
+    found: list[Any] = sorted(engine.recorder.rows)
+    return [Row(*(*row[:10], row[10:])) for row in found]
 
 
 def times(engine: Engine) -> list[tuple[int, int, int]]:

@@ -119,6 +119,7 @@ class AdaptCache(Policy):
         self._compressors = compressors
         self._raw = view.placement(0, 0)
         self._frozen: dict[int, str] = {}
+        self._gentlest: dict[tuple[int, int], str] = {}
         self._steps: dict[tuple, tuple[float, Placement | None]] = {}
         self._heat: dict[int, float] = {}
         self._epoch_s = 0.0
@@ -190,8 +191,11 @@ class AdaptCache(Policy):
         """Choose the entry's method for life: the one with the smallest loss per byte freed by one step."""
         if self.method != "frozen" or len(self._by_method) < 2 or entry.key in self._frozen:
             return
-        losses = {method: self._compress_loss(entry, variants) for method, variants in self._by_method.items()}
-        self._frozen[entry.key] = min(losses, key=lambda method: losses[method])
+        key = (entry.size_class, self._view.costs.quality.seen_row[entry.key])
+        if key not in self._gentlest:
+            losses = {method: self._compress_loss(entry, variants) for method, variants in self._by_method.items()}
+            self._gentlest[key] = min(losses, key=lambda method: losses[method])
+        self._frozen[entry.key] = self._gentlest[key]
 
     def _compress_loss(self, entry: Entry, variants: list[int]) -> float:
         view = self._view
@@ -252,6 +256,11 @@ class AdaptCache(Policy):
         if entry.placement is not None:
             (self._ssd if entry.placement.tier else self._dram).insert(entry)
 
+    def released(self, entry: Entry) -> None:
+        """See Policy."""
+        if entry.placement is not None:
+            (self._ssd if entry.placement.tier else self._dram).released(entry)
+
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
         """DRAM: the step with the smallest loss, again and again.  SSD: the least recently used."""
         if tier:
@@ -259,5 +268,5 @@ class AdaptCache(Policy):
                 yield Move(oldest, None)
             return
         while (entry := self._dram.victim()) is not None:
-            free = self._loss_rate(entry) == _NEVER_LATER
+            free = self.drop_after_uses > 0 and self._loss_rate(entry) == _NEVER_LATER
             yield Move(entry, None if free else self._step(entry)[1])

@@ -32,6 +32,9 @@ class EvictionOrder(Protocol):
     def remove(self, entry: Entry) -> None:
         """The entry has left this tier, by eviction or otherwise."""
 
+    def released(self, entry: Entry) -> None:
+        """The entry is pinned no longer; an order may have set it aside when it was to leave."""
+
     def victim(self) -> Entry | None:
         """The unpinned entry that should leave next, None if there is none."""
 
@@ -60,9 +63,10 @@ class OrderedPolicy(Policy):
         self._capacity = [view.capacity_bytes(tier) for tier in range(len(view.tiers))]
 
     def _fastest_that_holds(self, size_bytes: int, first: int = 0) -> Placement | None:
-        for place, capacity in zip(self._places[first:], self._capacity[first:], strict=True):
+        for tier in range(first, len(self._places)):
+            capacity = self._capacity[tier]
             if capacity is None or size_bytes <= capacity:
-                return place
+                return self._places[tier]
         return None
 
     def admit(self, entry: Entry, view: StoreView) -> Placement | None:
@@ -84,6 +88,11 @@ class OrderedPolicy(Policy):
             self._orders[old.tier].remove(entry)
         if entry.placement is not None:
             self._orders[entry.placement.tier].insert(entry)
+
+    def released(self, entry: Entry) -> None:
+        """See Policy."""
+        if entry.placement is not None:
+            self._orders[entry.placement.tier].released(entry)
 
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
         """The next victims, each to the next slower tier that is large enough at all."""

@@ -55,6 +55,9 @@ class _S3Order:
     def touch(self, entry: Entry) -> None:
         self._count[entry.key] = min(_MAX_COUNT, self._count[entry.key] + 1)
 
+    def released(self, entry: Entry) -> None:
+        pass  # pinned entries keep their turn at the end of their queue
+
     def remove(self, entry: Entry) -> None:
         key = entry.key
         size = self._bytes.pop(key)
