@@ -25,7 +25,7 @@ from simkv.errors import ConfigError, SimkvError, unknown_name
 if TYPE_CHECKING:
     import pandas as pd
 
-    from simkv.config import RunConfig, StudyConfig
+    from simkv.config import StudyConfig
 
 __all__ = ["app", "main"]
 
@@ -36,6 +36,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(trace_app, name="trace")
@@ -45,15 +46,16 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of a r
 
 
 def _show_version(wanted: bool) -> None:
-    if wanted:
-        with contextlib.suppress(PackageNotFoundError):
-            print(f"simkv {version('simkv')}")
-            raise typer.Exit
-        print("simkv, not installed")
-        raise typer.Exit
+    if not wanted:
+        return
+    try:
+        print(f"simkv {version('simkv')}")
+    except PackageNotFoundError:
+        print("simkv 0 (not installed)")
+    raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog="Start here: simkv sweep experiments/first-run/config.toml")
 def root(
     verbose: Verbose = False,
     debug: Debug = False,
@@ -106,8 +108,9 @@ def run(
 def _result_folder(out: Path) -> Path:
     """The absolute folder, checked: saving replaces what is there, which may only be an older result."""
     folder = out.absolute()
-    if folder.exists() and not (folder / "meta.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out {out}: exists and is not the result of a run; name another folder")
+    is_result = (folder / "meta.json").is_file() and (folder / "requests.parquet").is_file()
+    if folder.exists() and not is_result and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"--out {out}: is there already and is not the result of a run; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -117,9 +120,11 @@ def sweep(
     config: Config,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where results go.  [default: results/NAME of the study]", show_default=False),
+        typer.Option(
+            metavar="FOLDER", help="Where results go.  [default: results/NAME of the study]", show_default=False
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes to compute with.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes to compute with.")] = 1,
     set_: Changes = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what is there.")] = False,
     compare: Annotated[
@@ -130,7 +135,7 @@ def sweep(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Run a grid of runs, resuming where the last sweep stopped, and print the policy table."""
+    """Compute a study and print its policy table.  Runs that are there already are not computed again."""
     from simkv.cli_results import print_comparison, print_policies, study_rows, study_traces
 
     study = _study(config, set_)
@@ -174,7 +179,9 @@ def _default_folder(name: str) -> Path:
     return Path("results") / name
 
 
-def _computed(study: "StudyConfig", folder: Path, workers: int, fresh: bool) -> "tuple[pd.DataFrame, SimkvError | None]":
+def _computed(
+    study: "StudyConfig", folder: Path, workers: int, fresh: bool
+) -> "tuple[pd.DataFrame, SimkvError | None]":
     """The table of the study and what failed, if some runs did and others are there."""
     from simkv.experiments import load_summary, run_study
 
@@ -212,14 +219,18 @@ def plot(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE_OR_FOLDER", help="[default: RESULTS/figures]", show_default=False)
     ] = None,
-    file_format: Annotated[str, typer.Option("--format", help="png, pdf or svg.")] = "png",
+    file_format: Annotated[str, typer.Option("--format", metavar="KIND", help="png, pdf or svg.")] = "png",
     run: Annotated[
         list[str] | None,
         typer.Option(metavar="LABEL", help="Only runs of this label, or whose folder's name begins so; repeatable."),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="capacity-sweep: what to draw, e.g. ttft_p99_s.")] = None,
-    factor: Annotated[str | None, typer.Option(help="capacity-sweep: against which key of the grid.")] = None,
-    by: Annotated[str | None, typer.Option(help="hit-share: requests or tokens.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="capacity-sweep: what to draw, e.g. ttft_p99_s.")
+    ] = None,
+    factor: Annotated[
+        str | None, typer.Option(metavar="KEY", help="capacity-sweep: against which key of the grid.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(metavar="WHAT", help="hit-share: requests or tokens.")] = None,
     log_x: Annotated[bool, typer.Option("--log-x", help="Logarithmic delay or length axis.")] = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -255,7 +266,7 @@ def _files(names: list[str], out: Path, file_format: str) -> dict[str, Path]:
 def main() -> None:
     """Entry point of the console script ``simkv``."""
     # As with `python -m`: a policy "module:Class" may lie in the current folder.
-    if os.getcwd() not in sys.path:
+    with contextlib.suppress(OSError):
         sys.path.append(os.getcwd())
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

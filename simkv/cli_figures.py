@@ -66,14 +66,19 @@ class Results:
         ]
         factors = factor_columns(table)
         if not self.chosen:
-            at_first = (table[[*factors, "seed"]].astype(str) == table[[*factors, "seed"]].astype(str).iloc[0]).all(axis=1)
+            at_first = (table[[*factors, "seed"]].astype(str) == table[[*factors, "seed"]].astype(str).iloc[0]).all(
+                axis=1
+            )
             groups = [group for _, group in table[at_first].groupby("label", sort=False)]
             return pd.concat([group.iloc[[(len(group) - 1) // 2]] for group in groups])
         if factors:
             points = [[factor_title(key, str(row[key])) for key in factors] for row in table.to_dict("records")]
-            table["title"] = [f"{title}, {', '.join(point)}" for title, point in zip(table["title"], points, strict=True)]
+            table["title"] = [
+                f"{title}, {', '.join(point)}" for title, point in zip(table["title"], points, strict=True)
+            ]
         again = table["title"].duplicated(keep=False)
-        table.loc[again, "title"] += table.loc[again, "seed"].map(", seed {}".format)
+        seeded = [f"{title}, seed {seed}" for title, seed in zip(table["title"], table["seed"], strict=True)]
+        table["title"] = table["title"].where(~again, pd.Series(seeded, index=table.index))
         return table
 
 

@@ -17,10 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from simkv.units import format_duration
+
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "duration",
     "fixed",
     "percent",
     "print_json",
@@ -34,19 +37,48 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _NOTHING = "-"
+_GAP = "  "
+_NARROW = 30
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> None:
-    """Columns with a header; the first ``text`` columns are left-justified, the others right-justified."""
+def print_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, spare: Sequence[str] = ()
+) -> None:
+    """Columns with a header; the first ``text`` columns are left-justified, the others right-justified.
+
+    On a narrow terminal the longest text is wrapped, and if that is not enough, columns named in ``spare`` are left
+    out, the first ones first; if even that is not enough, the lines are simply long.
+    """
     if not sys.stdout.isatty():
         _print_plain([headers, *rows], text)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index < text else "right", overflow="fold")
+    console = Console(markup=False, highlight=False, emoji=False)
+    widths = _widths([headers, *rows])
+    longest = max(range(text), key=widths.__getitem__)
+    widths[longest] = min(widths[longest], _NARROW)
+    kept = _fitting(headers, widths, console.width, spare)
+    if not kept:
+        _print_plain([headers, *rows], text)
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index in kept:
+        table.add_column(headers[index], justify="left" if index < text else "right", no_wrap=index != longest)
     for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+        table.add_row(*(row[index] for index in kept))
+    console.print(table)
+    if left_out := [header for index, header in enumerate(headers) if index not in kept]:
+        print(f"left out in this narrow terminal: {', '.join(left_out)}")
+
+
+def _fitting(headers: Sequence[str], widths: Sequence[int], room: int, spare: Sequence[str]) -> list[int]:
+    """Indices of the columns to show: all, or without as many of ``spare`` as it takes; none if they never fit."""
+    kept = list(range(len(headers)))
+    for header in [*spare, None]:
+        if sum(widths[index] + len(_GAP) for index in kept) - len(_GAP) <= room:
+            return kept
+        if header is not None:
+            kept.remove(headers.index(header))
+    return []
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
@@ -55,13 +87,17 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _print_plain(rows: Sequence[Sequence[str]], text: int) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = _widths(rows)
     for row in rows:
         cells = [
             cell.ljust(width) if index < text else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        print(_GAP.join(cells).rstrip())
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def print_json(value: Any) -> None:
@@ -95,6 +131,13 @@ def fixed(value: float | None, places: int = 3) -> str:
 def percent(share: float | None) -> str:
     """A share in percent with one decimal, without the sign."""
     return fixed(None if share is None else 100 * share, 1)
+
+
+def duration(seconds: float) -> str:
+    """Seconds with the unit that reads best, or "unknown" for NaN."""
+    if math.isnan(seconds):
+        return "unknown"
+    return format_duration(seconds) if seconds else "0 s"
 
 
 def report_notes(meta: Mapping[str, Any]) -> None:

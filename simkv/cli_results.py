@@ -5,49 +5,54 @@ matplotlib.  What it is not: a computation; averages over seeds, knobs and facto
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from simkv.cli_output import fixed, percent, print_pairs, print_table, records
+from simkv.cli_output import duration, fixed, percent, print_pairs, print_table, records
 from simkv.comparison import compare_curves
 from simkv.figures.style import tier_title
 from simkv.figures.tables import average_seeds, factor_columns, knob_texts
 from simkv.simulator.metrics import Result
-from simkv.units import format_bytes, format_duration
+from simkv.units import format_bytes
 
 __all__ = ["print_comparison", "print_policies", "print_summary", "study_rows", "study_traces"]
 
+_LOG = logging.getLogger(__name__)
 _TIMES = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
-_SHARE = "request_share_"
+_REQUESTS, _TOKENS = "request_share_", "token_share_"
 
 
 def print_summary(result: Result) -> None:
     """The summary of one run, a line per number, with units."""
     summary, meta = result.summary, result.meta
-    params = ", ".join(f"{key} = {value}" for key, value in summary["params"].items())
+    given = {key: value for key, value in meta["config"]["policy"].items() if key not in ("name", "label")}
+    params = ", ".join(f"{key} = {value}" for key, value in given.items())
     pairs = [
         ("policy", summary["label"] + (f" ({params})" if params else "")),
         ("trace", f"{meta['trace']['name']}, {meta['trace']['requests']:,} requests"),
         ("profile", f"{meta['profile']['name']} ({meta['profile']['model']}, {meta['profile']['sizes']} sizes)"),
         ("requests measured", f"{summary['requests']:,}"),
-        ("TTFT, mean", format_duration(summary["ttft_mean_s"]) + _interval(summary, "ttft_mean{}_s", format_duration)),
-        *((f"TTFT, {name}", format_duration(summary[f"ttft_{name}_s"])) for name in ("p50", "p90", "p99")),
-        ("queueing, mean", format_duration(summary["queue_mean_s"])),
+        ("TTFT, mean", duration(summary["ttft_mean_s"]) + _interval(summary, "ttft_mean{}_s", duration)),
+        *((f"TTFT, {name}", duration(summary[f"ttft_{name}_s"])) for name in ("p50", "p90", "p99")),
+        ("wait for GPU, mean", duration(summary["queue_mean_s"])),
         ("quality, mean", fixed(summary["quality_mean"]) + _interval(summary, "quality_mean{}", fixed)),
         ("hit ratio by token", f"{percent(summary['token_hit_ratio'])} %"),
         *_shares(summary),
-        ("SSD written", format_bytes(summary["ssd_written_bytes"])),
+        ("SSD written", _bytes(summary["ssd_written_bytes"])),
         ("SSD lifetime", _lifetime(summary["ssd_lifetime_years"])),
         ("pristine copies read", format_bytes(summary["pristine_read_bytes"])),
         ("recompressions", f"{summary['recodings']:,}"),
         ("entries refused", f"{summary['refused']:,}"),
-        ("simulated time", format_duration(summary["makespan_s"])),
-        ("computed in", f"{format_duration(summary['wall_s'])} ({summary['engine']})"),
+        ("simulated time", duration(summary["makespan_s"])),
+        ("computed in", f"{duration(summary['wall_s'])} ({summary['engine']})"),
     ]
     print_pairs(pairs)
+    for warning in summary["warnings"]:
+        _LOG.warning("%s", warning)
 
 
 def _interval(summary: dict[str, Any], key: str, shown: Any) -> str:
@@ -56,28 +61,42 @@ def _interval(summary: dict[str, Any], key: str, shown: Any) -> str:
 
 
 def _shares(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    kind = _share_kind(summary["blocks_mean"])
+    of = "requests" if kind == _REQUESTS else "prompt tokens"
     for key, share in summary.items():
-        if key.startswith(_SHARE):
-            tier = key.removeprefix(_SHARE)
-            name = "recomputed" if tier == "recompute" else f"served from {tier_title(tier)}"
-            yield name, f"{percent(share)} % of requests"
+        if key.startswith(kind):
+            tier = key.removeprefix(kind)
+            name = "recomputed" if tier == "recompute" else f"reused from {tier_title(tier)}"
+            yield name, f"{percent(share)} % of {of}"
+
+
+def _share_kind(blocks_mean: float) -> str:
+    """Shares of requests where a request is one block; of tokens where a request may come from many places."""
+    return _REQUESTS if blocks_mean <= 1 else _TOKENS
+
+
+def _bytes(count: float | None) -> str:
+    return "-" if count is None or count != count else format_bytes(count)
 
 
 def _lifetime(years: float | None) -> str:
-    return "unknown (needs writes to a tier with an endurance)" if years is None else f"{fixed(years, 1)} years"
+    return "unknown (needs writes to a tier with an endurance)" if years is None else f"{years:.3g} years"
 
 
 def print_policies(table: pd.DataFrame) -> None:
     """One row per policy, setting and factors of a sweep, averaged over seeds."""
-    shares = [str(column) for column in table.columns if str(column).startswith(_SHARE)]
+    kind = _share_kind(table["blocks_mean"].max())
+    shares = [str(column) for column in table.columns if str(column).startswith(kind)]
+    shares.sort(key=f"{kind}recompute".__eq__)
     metrics = [*_TIMES, "quality_mean", *shares, "ssd_written_bytes"]
     points = average_seeds(table.fillna(dict.fromkeys([*shares, "ssd_written_bytes"], 0.0)), metrics)
     points["knob"] = knob_texts(points)
     factors = factor_columns(points)
     seeds = ["seeds"] if (points["seeds"] > 1).any() else []
-    tiers = [tier_title(share.removeprefix(_SHARE)) for share in shares]
+    tiers = [tier_title(share.removeprefix(kind)).replace("recompute", "recomp.") for share in shares]
     headers = ["policy", "setting", *factors, *seeds, "TTFT (s)", "p50 (s)", "p90 (s)", "p99 (s)", "quality"]
     headers += [f"{tier} (%)" for tier in tiers] + ["SSD written"]
+    unused = [f"{tier} (%)" for tier, share in zip(tiers, shares, strict=True) if not points[share].any()]
     rows = [
         [
             str(point["label"]),
@@ -89,7 +108,11 @@ def print_policies(table: pd.DataFrame) -> None:
         ]
         for point in points.to_dict("records")
     ]
-    print_table(headers, rows, text=2 + len(factors))
+    print_table(headers, rows, text=2 + len(factors), spare=[*unused, "p50 (s)", "p99 (s)", "SSD written", "p90 (s)"])
+    of = "requests, by the slowest tier that they loaded from" if kind == _REQUESTS else "prompt tokens"
+    print(f"TTFT is the mean; shares are of {of}")
+    for warning in dict.fromkeys(text for texts in table["warnings"] for text in json.loads(texts)):
+        _LOG.warning("%s", warning)
 
 
 def print_comparison(table: pd.DataFrame, label: str) -> None:

@@ -27,7 +27,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 JsonText = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a dotted key, e.g. tiers.dram.capacity='64 GiB'; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a dotted key, e.g. tiers.dram.capacity='64 GiB'; repeatable."
+    ),
 ]
 
 _MOST_WARNINGS = 5

@@ -138,7 +138,8 @@ def config_hash(config: RunConfig, trace_sha256: str, profile_sha256: str, versi
         if key in table[section]:
             table[section][key] = PurePath(table[section][key]).name
     if config.model is not None:
-        table["model"] = find_model(config.model).kv_bytes_per_token
+        shape = find_model(config.model)
+        table["model"] = [shape.kv_bytes_per_token, shape.layers]
     hashes = {"trace": trace_sha256, "profile": profile_sha256, "policy": _code_sha256(config.policy.name)}
     identity = {"config": table, **hashes, "version": version}
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)

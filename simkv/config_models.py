@@ -172,7 +172,7 @@ class EngineConfig(_Section):
     arrivals: Literal["open", "closed"] = "open"
     concurrency: Count = 1
     gpus: Count = 1
-    reuse: Literal["always", "when_faster"] = "always"
+    reuse: Literal["always", "when_faster"] = "when_faster"
     overlap: Literal["none", "layerwise"] = "none"
     pristine: bool = False
     touch: Literal["forward", "reverse"] = "reverse"

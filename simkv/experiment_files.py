@@ -60,7 +60,9 @@ def remove_stale(results: Path) -> None:
 
 
 def _is_stale(folder: Path) -> bool:
-    pid, _, host = folder.name.removeprefix(_TEMPORARY).split("-", 2)
+    pid, _, host = ([*folder.name.removeprefix(_TEMPORARY).split("-", 2), "", ""])[:3]
+    if not pid.isdigit():  # not one of ours
+        return False
     if host == socket.gethostname() and os.name == "posix":
         return not _is_alive(int(pid))
     return time.time() - folder.stat().st_mtime > _STALE_S

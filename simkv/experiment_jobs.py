@@ -77,7 +77,7 @@ def run_jobs(
         _run_in(executor, jobs, finished)
     elif workers > 1:
         spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_die_on_interrupt) as pool:
+        with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_leave_interrupts) as pool:
             _run_in(pool, jobs, finished)
     else:
         _run_here(jobs, finished, bar.request)
@@ -109,9 +109,9 @@ def _run_in(executor: concurrent.futures.Executor, jobs: list[Job], finished: Fi
             future.cancel()
 
 
-def _die_on_interrupt() -> None:
-    """A worker that Ctrl-C reaches ends at once and silently; what it staged is removed by the next sweep."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches workers too; they finish the run under way, and the parent starts no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _execute(job: Job, report: Report | None = None) -> None:

@@ -25,8 +25,9 @@ from simkv.experiment_files import discard, remove_stale, staged
 from simkv.experiment_jobs import Bar, Job, Runner, run_jobs
 from simkv.preparation import prepare_trace, trace_fingerprint
 from simkv.simulator.metrics import Result
-from simkv.simulator.run import prepare_profile, run_config, simkv_version
+from simkv.simulator.run import prepare_profile, run_config
 from simkv.traces.storage import save_arrow
+from simkv.version import code_identity
 
 __all__ = ["StudyRun", "expand", "load_runs", "load_summary", "run_study"]
 
@@ -170,7 +171,7 @@ class _Inputs:
         key = json.dumps(resolved(config)["profile"])
         if key not in self._profiles:
             self._profiles[key] = prepare_profile(config).sha256
-        identity = config_hash(config, self._trace_sha256(config), self._profiles[key], simkv_version())
+        identity = config_hash(config, self._trace_sha256(config), self._profiles[key], code_identity())
         return self._results / "runs" / identity[:_NAME_CHARACTERS]
 
     def trace(self, config: RunConfig) -> Path:
@@ -184,7 +185,7 @@ class _Inputs:
             "tasks": config.tasks,
             "seed": config.seed if drawn else None,
             "sha256": self._trace_sha256(config),
-            "version": simkv_version(),
+            "version": code_identity(),
         }
         name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:_NAME_CHARACTERS]
         path = self._results / "traces" / f"{name}.arrow"

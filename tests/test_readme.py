@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simkv import generate_trace, load_profile, simulate
+from simkv import Result, generate_trace, load_profile, simulate
 from simkv.traces import save_trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,8 @@ def test_policy_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     trace = generate_trace("adaptcache-coding", seed=42)
     profile = load_profile("adaptcache-a100-1gbps")
     result = simulate(trace, profile, {"name": "my_policies:HotRaw"}, arrivals="closed", check=True)
+    saved = Result.load(result.save(tmp_path / "result"))
+    assert {"cold": "kivi:4"} == saved.summary["params"]
     kept = result.moves.loc[result.moves["kind"] == "demotion", ["to_tier", "to_variant"]].drop_duplicates()
     assert [["ssd", "kivi:4"]] == kept.astype(str).to_numpy().tolist()
     assert 0 < result.summary["request_share_dram"] < 1
@@ -56,3 +58,18 @@ def test_policies_are_all_listed() -> None:
     from simkv.simulator.policies import POLICIES
 
     assert [] == [name for name in POLICIES if f"`{name}`" not in TEXT]
+
+
+def test_config_reference_names_every_key() -> None:
+    """simkv/CONFIG.md has every key of every section and every parameter of every policy."""
+    from dataclasses import fields
+
+    from simkv.config import EngineConfig, LinkConfig, ProfileConfig, RunConfig, TierConfig, TraceConfig
+    from simkv.simulator.policies import POLICIES
+
+    text = (ROOT / "simkv" / "CONFIG.md").read_text(encoding="utf-8")
+    models = (RunConfig, TraceConfig, ProfileConfig, TierConfig, LinkConfig, EngineConfig)
+    keys = {field.alias or name for model in models for name, field in model.model_fields.items()}
+    keys -= {"trace", "profile", "tiers", "host_link", "engine", "policy"}
+    keys |= {field.name for policy in POLICIES.values() for field in fields(policy) if field.init}
+    assert [] == sorted(key for key in keys if f"`{key}`" not in text)

@@ -62,7 +62,7 @@ def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", 
         raise SimkvError(f"{factor}: a parameter of a policy is no grid factor; delay-quality shows it along the curve")
     points = average_seeds(table, [metric])
     if factor not in points:
-        raise SimkvError(f"{factor}: only one value, {table[factor].iloc[0]!r}; a sweep needs two or more")
+        raise SimkvError(f"{factor}: only one value, {table[factor].iloc[0]}; a sweep needs two or more")
     points[[metric, *interval_columns(metric)]] /= scale
     points["series"] = _series_names(points)
     panels = panel_groups(points, _MOST_PANELS, apart_from=[factor])

@@ -26,16 +26,19 @@ _LONGEST_LINE = 44
 
 
 @styled
-def hit_share(table: pd.DataFrame, *, by: str = "requests") -> Figure:
+def hit_share(table: pd.DataFrame, *, by: str | None = None) -> Figure:
     """Stacked bars of who served the requests: one bar per (label, parameters, factors), averaged over seeds.
 
     Args:
         table: summary rows with label and request_share_<tier> or token_share_<tier> columns, fastest tier first.
-        by: "requests" (by the slowest tier that a request loaded from) or "tokens" (by where each token came from).
+        by: "requests" (by the slowest tier that a request loaded from) or "tokens" (by where each token came from);
+            None takes requests where each is one block (column blocks_mean, if it is there), else tokens.
 
     Raises:
         SimkvError: missing columns, no rows, or an unknown ``by``.
     """
+    if by is None:
+        by = "tokens" if "blocks_mean" in table and table["blocks_mean"].max() > 1 else "requests"
     if by not in _PREFIXES:
         raise SimkvError(unknown_name("share", by, _PREFIXES))
     prefix = _PREFIXES[by]

@@ -61,7 +61,6 @@ class CostTables:
     size: list[ByClass]
     read_fixed: list[list[int]]
     read: list[list[ByClass]]
-    has_link: bool
     link_fixed: int
     link: list[ByClass]
     link_write: list[ByClass]
@@ -139,7 +138,6 @@ def build_costs(
         size=size,
         read_fixed=[[fixed for fixed, _, _ in rows] for rows in reads],
         read=[[per_block for _, per_block, _ in rows] for rows in reads],
-        has_link=host_link is not None,
         link_fixed=seconds_to_ns(host_link.latency_s) if host_link else 0,
         link=[_transfers(row, host_link.read_bytes_per_s) if host_link else [0] * len(row) for row in size],
         link_write=[_transfers(row, host_link.write_bytes_per_s) if host_link else [0] * len(row) for row in size],

@@ -162,7 +162,7 @@ class Engine:
             while queue_left() != float("inf") and self.finished < total:
                 step()
                 self.after_event(self)
-        self.recorder.sample(self.now_ns, self.store.used, self.store.count)
+        self._sample(self.now_ns)
 
     def _send(self, time_ns: int) -> None:
         """Schedule the next request's arrival."""
@@ -175,7 +175,7 @@ class Engine:
         At(self.env, self.now_ns + period_ns, REBALANCE, 0, 0, self._rebalance)
 
     def _rebalance(self, now: int) -> None:
-        self.mover.charge(self.store.rebalance(now), now, -1, set())
+        self.mover.charge(self.store.rebalance(now), now, -1, set(), set())
         if self.finished < len(self.trace):
             self._schedule_rebalance()
 
@@ -260,10 +260,11 @@ class Engine:
         per_block = costs.read[tier][variant]
         service = costs.read_fixed[tier][variant]
         decode = costs.decode[tier][variant]
-        request.decode_ns += costs.decode_fixed[tier][variant]
+        decode_ns = costs.decode_fixed[tier][variant]
         for entry in entries:
             service += per_block[entry.size_class]
-            request.decode_ns += decode[entry.size_class]
+            decode_ns += decode[entry.size_class]
+        request.decode_ns += max(0, decode_ns)
 
         def across_link(start: int, end: int) -> None:
             assert self.link is not None
@@ -306,14 +307,22 @@ class Engine:
             next_use = self._next_use[offset : offset + len(blocks)].tolist()
         changes = self.store.step(now, request.id, request.arrival_ns, blocks, len(request.loaded), next_use)
         if changes:
-            self.mover.charge(changes, now, request.id, set(blocks))
+            held = len(request.loaded)
+            self.mover.charge(changes, now, request.id, set(blocks[:held]), set(blocks[held:]))
         self.finished += 1
         if self.recorder.due(self.finished):
-            self.recorder.sample(now, self.store.used, self.store.count)
+            self._sample(now)
             if self.progress is not None:
                 self.progress(self.finished, len(self.trace))
         if self.settings.arrivals == "closed" and self._next < len(self.trace):
             self._send(now)
+
+    def _sample(self, now: int) -> None:
+        """Occupancy now; pristine copies count on their tier."""
+        used, count = list(self.store.used), list(self.store.count)
+        used[-1] += self.mover.pristine_bytes
+        count[-1] += self.mover.pristine_count
+        self.recorder.sample(now, used, count)
 
 
 def _parents(trace: Trace) -> np.ndarray:

@@ -35,9 +35,13 @@ class Transfer:
         self.waiters: list = []
 
     def finish(self, now_ns: int) -> None:
-        """One pending job ended at ``now_ns``; tell the waiters when it was the last."""
+        """One pending job ended at ``now_ns``."""
+        self.settle(now_ns + self.recode_ns)
+
+    def settle(self, ready_ns: int) -> None:
+        """Something pending is over, its bytes usable from ``ready_ns``; tell the waiters when it was the last."""
         self.pending -= 1
-        self.ready_ns = max(self.ready_ns, now_ns + self.recode_ns)
+        self.ready_ns = max(self.ready_ns, ready_ns)
         if self.pending == 0:
             waiters, self.waiters = self.waiters, []
             for waiter in waiters:

@@ -12,7 +12,7 @@ from simpy.events import Event
 __all__ = ["ARRIVE", "FIRST_TOKEN", "LINK", "READ", "READY", "REBALANCE", "TRANSFER", "At"]
 
 # At one instant, what ends comes before what begins.
-TRANSFER, READY, READ, LINK, FIRST_TOKEN, ARRIVE, REBALANCE = range(7)
+TRANSFER, LINK, READ, READY, FIRST_TOKEN, ARRIVE, REBALANCE = range(7)
 _REQUEST_BITS = 40
 _PART_BITS = 16
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ class Recorder:
         self.rows: list[tuple[int, ...]] = []
         self.samples: list[tuple[int, ...]] = []
         self._tiers = tiers
-        self._stride = max(1, requests // _OCCUPANCY_SAMPLES)
+        self._stride = max(1, -(-requests // (_OCCUPANCY_SAMPLES - 1)))  # the last sample is at the end
 
     def request(self, request: Request, input_tokens: int, load: int, queue: int, work: int) -> None:
         """One finished request; times in ns."""
@@ -103,18 +103,21 @@ class Result:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``folder`` (three Parquet files and meta.json), whole or not at all; replaces an older result."""
+        """Write ``folder`` (three Parquet files and meta.json), whole or not at all; replaces an older result.
+
+        Raises SimkvError when the folder holds something else.
+        """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        if folder.exists() and not (folder / "meta.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SimkvError(f"{folder}: holds something that is no result; name another folder")
+        staging = folder.parent / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
+        staging.mkdir(parents=True)
         try:
             for name in _FRAMES:
                 getattr(self, name).to_parquet(staging / f"{name}.parquet", index=False, compression="zstd")
-            text = json.dumps({"meta": self.meta, "summary": self.summary}, indent=1, sort_keys=True)
+            text = json.dumps({"meta": self.meta, "summary": self.summary}, indent=1)
             (staging / "meta.json").write_text(text + "\n", encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(staging, folder)
+            _swap(staging, folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -132,12 +135,25 @@ class Result:
             raise SimkvError(f"{folder}: not a complete result: {error}") from error
 
 
-def requests_frame(engine: Engine, measured: np.ndarray) -> pd.DataFrame:
+def _swap(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder``; what was there is deleted only once that has worked."""
+    older = staging.with_name(staging.name + ".old")
+    if folder.exists():
+        os.replace(folder, older)
+    try:
+        os.replace(staging, folder)
+    except BaseException:
+        if older.exists():
+            os.replace(older, folder)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def requests_frame(engine: Engine) -> pd.DataFrame:
     """One row per request in trace order; see SPECIFICATION.md section 8.
 
     Args:
-        engine: after its run.
-        measured: bool[R], False for rows that summaries leave out.
+        engine: after its run.  Every row is marked as measured here.
     """
     trace, costs = engine.trace, engine.costs
     rows = sorted(engine.recorder.rows)
@@ -165,7 +181,7 @@ def requests_frame(engine: Engine, measured: np.ndarray) -> pd.DataFrame:
         "served_by": names[table[:, 8]],
         "variant": variants[table[:, 9]],
         "revisit": revisit,
-        "measured": measured,
+        "measured": True,
         "session": trace.session,
         "task": tasks[trace.task],
     }

@@ -40,12 +40,12 @@ def plan_reuse(engine: Engine, now: int, found: list[Entry], input_tokens: int) 
         tokens = min(input_tokens, tokens + entry.tokens)
         if entry.transfer is not None:
             waiting = max(waiting, entry.transfer.ready_ns - now)
-        if index + 1 < len(found) and found[index + 1].placement is placement:
+        if index + 1 < len(found) and found[index + 1].placement == placement:
             continue
         load = max(engine.readers[t].estimate(now, max(0, ns)) for t, ns in per_tier.items())
         if engine.link is not None:
             load += engine.link.estimate(now, link)
-        total = waiting + load + decode + costs.prefill_ns(tokens, input_tokens)
+        total = waiting + load + max(0, decode) + costs.prefill_ns(tokens, input_tokens)
         if total <= best:
             best, best_cut = total, index + 1
     return found[:best_cut]

@@ -5,7 +5,7 @@ its task by a seeded hash, so that the joint spread over variants is the measure
 row.  A policy sees the task's mean ("mean"), or a noisy estimate of the row ("sampled"): sd of one training
 query 0.35 sqrt(4q(1-q)), 60 % of its variance common to all variants of a context, divided by sqrt(queries)
 (fitted to EvicPress, arXiv 2512.14946).  A profile with measured training scores (``quality_train``) is used
-instead of that noise model.
+instead of that noise model, whatever the number of queries.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simkv.errors import TraceError
+from simkv.errors import ProfileError, TraceError
 from simkv.profiles import Profile
 from simkv.traces.trace import Trace
 from simkv.traces.transform import block_contexts
@@ -55,6 +55,10 @@ def quality_tables(trace: Trace, profile: Profile, *, seed: int, view: str, quer
         raise TraceError(
             f"{trace.meta['name']}: requests have no task; set tasks in the config to one of "
             f"{', '.join(profile.tasks)}, or to a mixture such as {{ {profile.tasks[0]} = 1.0 }}"
+        )
+    if not profile.tasks:
+        raise ProfileError(
+            f"profile {profile.name}: has no quality rows; compose it with one that has (profile.speeds)"
         )
     matrices = [profile.quality_matrix(task) for task in tasks]
     contexts = block_contexts(trace)

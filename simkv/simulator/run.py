@@ -4,13 +4,11 @@ What it is: the place where the parts of the simulator are put together and the 
 it depends on.  What it is not: a sweep (``simkv.experiments``).
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import fields, replace
 from typing import Any
-
-import numpy as np
 
 from simkv.config import EngineConfig, RunConfig, parse_engine, resolved
 from simkv.errors import ConfigError, ProfileError, TraceError, unknown_name
@@ -26,9 +24,12 @@ from simkv.simulator.summary import measured_rows, summarize
 from simkv.simulator.transfers import KINDS
 from simkv.traces.trace import Trace
 from simkv.traces.transform import assign_tasks
-from simkv.units import NS_PER_S, parse_bytes
+from simkv.units import NS_PER_S, format_bytes, parse_bytes
+from simkv.version import simkv_version
 
-__all__ = ["prepare_profile", "run_config", "simkv_version", "simulate"]
+__all__ = ["prepare_profile", "run_config", "simulate"]
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -76,11 +77,11 @@ def run_config(
 
     Raises SimkvError for bad input.
     """
-    trace = prepare_trace(config) if trace is None else trace
+    policy = make_policy(config.policy.name, dict(config.policy.params))
     profile = prepare_profile(config) if profile is None else profile
     specs = tuple(tier.to_spec() for tier in config.tiers) or profile.tiers
     link = config.host_link.to_spec() if config.host_link else profile.host_link
-    policy = make_policy(config.policy.name, dict(config.policy.params))
+    trace = prepare_trace(config) if trace is None else trace
     result = _execute(trace, profile, policy, specs, link, config.engine, config.seed, progress)
     result.meta["config"] = resolved(config)
     result.summary.update(label=config.policy.title, policy=config.policy.name)
@@ -98,20 +99,19 @@ def prepare_profile(config: RunConfig) -> Profile:
     if config.model is None:
         return profile
     shape = find_model(config.model)
+    if shape.name != profile.model:
+        _LOG.warning(
+            "model: %s gives the KV bytes; prefill, decompression and quality stay those of %s, as profile %s has them",
+            shape.name,
+            profile.model,
+            profile.name,
+        )
     if profile.load_lines and shape.kv_bytes_per_token != profile.kv_bytes_per_token:
         raise ProfileError(
             f"model: profile {profile.name} has load times measured for {profile.model}; "
             f"another model needs a profile of bandwidths"
         )
     return replace(profile, model=shape.name, kv_bytes_per_token=shape.kv_bytes_per_token, layers=shape.layers)
-
-
-def simkv_version() -> str:
-    """Version of the installed package, "0" from a bare source tree."""
-    try:
-        return version("simkv")
-    except PackageNotFoundError:
-        return "0"
 
 
 def _policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
@@ -155,7 +155,7 @@ def _execute(
 ) -> Result:
     started = time.perf_counter()
     _check_trace(trace, policy)
-    _check_measured_reads(profile, tiers)
+    _check_measured_loads(profile, tiers, host_link)
     costs = build_costs(
         trace,
         profile,
@@ -204,16 +204,24 @@ def _check_trace(trace: Trace, policy: Policy) -> None:
         )
 
 
-def _check_measured_reads(profile: Profile, tiers: tuple[TierSpec, ...]) -> None:
-    """A tier whose load times were measured cannot be given another read bandwidth."""
+def _check_measured_loads(profile: Profile, tiers: tuple[TierSpec, ...], host_link: TierSpec | None) -> None:
+    """Load times that were measured from end to end cannot be given another bandwidth, latency or link."""
     measured = {tier for tier, _ in profile.load_lines}
-    own = {tier.name: tier.read_bytes_per_s for tier in profile.tiers}
+    own = {tier.name: tier for tier in profile.tiers}
     for tier in tiers:
-        if tier.name in measured and tier.read_bytes_per_s != own.get(tier.name, tier.read_bytes_per_s):
+        if tier.name not in measured:
+            continue
+        if host_link is not None:
             raise ConfigError(
-                f"tiers.{tier.name}.read: profile {profile.name} has measured load times for this tier, "
-                f"so its read bandwidth cannot be changed; use a profile of bandwidths"
+                f"host_link: profile {profile.name} has load times of tier {tier.name!r} measured from end to end, "
+                f"which include the link; use a profile of bandwidths"
             )
+        for key, attribute in (("read", "read_bytes_per_s"), ("latency", "latency_s")):
+            if getattr(tier, attribute) != getattr(own.get(tier.name, tier), attribute):
+                raise ConfigError(
+                    f"tiers.{tier.name}.{key}: profile {profile.name} has measured load times for this tier, "
+                    f"so it cannot be changed; use a profile of bandwidths"
+                )
 
 
 def _check_tiers(costs: CostTables, pristine: bool) -> None:
@@ -226,21 +234,24 @@ def _check_tiers(costs: CostTables, pristine: bool) -> None:
     if not costs.class_tokens:
         return
     smallest = min(sizes[0] for sizes in costs.size)
-    usable = costs.capacity[: len(costs.capacity) - pristine]
-    if max(usable) < smallest:
-        raise ConfigError(
-            f"tiers: no tier holds even the smallest entry ({smallest} bytes); largest capacity {max(usable)} bytes"
-        )
+    for tier, capacity in list(zip(costs.tiers, costs.capacity, strict=True))[: len(costs.tiers) - pristine]:
+        if capacity < smallest:
+            raise ConfigError(
+                f"tiers.{tier.name}.capacity: {format_bytes(capacity)} cannot hold even the smallest entry "
+                f"({format_bytes(smallest)})"
+            )
 
 
 def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -> Result:
     trace = engine.trace
-    arrival_s = trace.arrival_ns / 1e9
-    requests = requests_frame(engine, np.ones(len(trace), dtype=bool))
+    requests = requests_frame(engine)
     warmup = config.warmup
     amount = ("s", warmup.duration_ns / NS_PER_S) if warmup.share is None else ("share", warmup.share)
-    requests["measured"] = measured_rows(requests["revisit"].to_numpy(), arrival_s, config.measure, amount)
-    params = {key: value for key, value in vars(engine.policy).items() if not key.startswith("_")}
+    requests["measured"] = measured_rows(
+        requests["revisit"].to_numpy(), requests["arrival_s"].to_numpy(), config.measure, amount
+    )
+    policy = engine.policy
+    params = {field.name: getattr(policy, field.name) for field in fields(policy) if field.init}
     summary = {
         "policy": engine.policy.name,
         "label": engine.policy.name,

@@ -26,14 +26,18 @@ class StoreCounts:
 
 
 class Change:
-    """Net change of one entry in a step: from ``old`` (None: was not stored) to its placement now."""
+    """Net change of one entry in a step: from ``old`` (None: was not stored) to its placement now.
 
-    __slots__ = ("entry", "old", "old_size")
+    ``renewed``: it was evicted and then stored again, from what the request has just computed.
+    """
+
+    __slots__ = ("entry", "old", "old_size", "renewed")
 
     def __init__(self, entry: Entry, old: Placement | None, old_size: int) -> None:
         self.entry = entry
         self.old = old
         self.old_size = old_size
+        self.renewed = False
 
 
 class Store:
@@ -41,7 +45,7 @@ class Store:
 
     Args:
         costs: sizes and capacities.
-        policy: the policy, already started.
+        policy: decides; started by the engine once the view is complete.
         usable_tiers: tiers that entries may be placed on (all but a tier reserved for pristine copies).
         touch_reverse: touch a request's blocks from its last to its first, so that a chain ages tail first.
     """
@@ -86,9 +90,15 @@ class Store:
         view.now_ns, view.request, view.own = now_ns, request, blocks
         self._changes = {}
         order = range(len(blocks) - 1, -1, -1) if self.touch_reverse else range(len(blocks))
+        touched: set[int] = set()
         for index in order:
             key = blocks[index]
             entry = self.residents[key]
+            if key in touched:  # a block that the prompt repeats counts once
+                if entry is not None and index < held:
+                    self._release(entry)
+                continue
+            touched.add(key)
             if entry is None:
                 entry = self._newcomer(key, now_ns)
                 if next_use is not None:
@@ -98,17 +108,23 @@ class Store:
                     self.place(entry, target)
                 continue
             if index < held:
-                entry.pins -= 1
+                self._release(entry)
             else:
                 self.counts.duplicate_blocks += entry.created_ns > arrival_ns
             self._touch(entry, now_ns, None if next_use is None else next_use[index])
         changes, self._changes = self._changes, {}
         return changes
 
+    def _release(self, entry: Entry) -> None:
+        entry.pins -= 1
+        if not entry.pins:
+            self.policy.released(entry)
+
     def _newcomer(self, key: int, now_ns: int) -> Entry:
-        """A block to be offered anew; one evicted earlier in this step is the same entry, for only net changes count."""
+        """An entry to be offered; a block evicted earlier in this step keeps its own, for only net changes count."""
         change = self._changes.get(key)
         if change is not None:
+            change.renewed = True
             entry = change.entry
             entry.hits, entry.created_ns, entry.last_hit_ns = 0, now_ns, now_ns
             return entry
@@ -118,7 +134,8 @@ class Store:
 
     def _touch(self, entry: Entry, now_ns: int, next_use: int | None) -> None:
         entry.hits += 1
-        entry.next_use = next_use
+        if next_use is not None:  # a later request may have finished earlier
+            entry.next_use = next_use if entry.next_use is None else max(entry.next_use, next_use)
         target = self.policy.on_hit(entry, self.view)
         if target is not entry.placement and target != entry.placement:
             if entry.pins:
@@ -133,8 +150,10 @@ class Store:
         view.now_ns, view.request, view.own = now_ns, -1, []
         self._changes = {}
         for entry, to in self.policy.rebalance(view):
-            if entry.placement is None or entry.pins:
-                raise PolicyError(f"{self.policy.name}: rebalance moves {entry!r}, which is pinned or not stored")
+            if entry.pins:
+                raise PolicyError(f"{self.policy.name}: rebalance moves {entry!r}, which is pinned")
+            if entry.placement is None:  # an earlier move has made it leave
+                continue
             self.place(entry, to)
         changes, self._changes = self._changes, {}
         return changes
@@ -143,9 +162,12 @@ class Store:
 
     def place(self, entry: Entry, to: Placement | None) -> None:
         """Put an entry where the policy wants it, making room there if needed; refuses it if none can be made."""
-        old = entry.placement
+        old, old_size = entry.placement, entry.size_bytes
         self._set(entry, to)
-        if to is not None and self.used[to.tier] > self.capacity[to.tier]:
+        if to is None or self.used[to.tier] <= self.capacity[to.tier]:
+            return
+        # What shrinks where it is needs no room of its own: it is somebody else's request for room being served.
+        if old is None or old.tier != to.tier or entry.size_bytes > old_size:
             self._make_room(to.tier, entry, old)
 
     def _set(self, entry: Entry, to: Placement | None) -> None:
@@ -178,7 +200,8 @@ class Store:
             self.place(move.entry, move.to)
             if used[tier] <= capacity:
                 break
-        newcomer.pins -= stays
+        if stays:
+            self._release(newcomer)
         if used[tier] <= capacity:
             return
         self.counts.refused += 1

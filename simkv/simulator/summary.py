@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["bootstrap_mean", "measured_rows", "summarize"]
 
 _RESAMPLES = 1000
+_MOST_SINGLE = 2000
+_RUNS = 1000
+_LONG_WAIT_S = 30.0
 _YEAR_S = 365.25 * 86_400
 
 
@@ -45,16 +48,22 @@ def measured_rows(revisit: np.ndarray, arrival_s: np.ndarray, measure: str, warm
 
 
 def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean (seeded; requests resampled independently)."""
+    """95 % percentile-bootstrap interval of the mean (seeded).
+
+    Up to 2,000 values are resampled one by one; more are resampled in 1,000 runs of consecutive values, which
+    costs the same for any length and keeps neighbouring requests, which are not independent, together.
+    """
     if len(values) < 2:
         return float("nan"), float("nan")
+    if len(values) > _MOST_SINGLE:
+        edges = np.linspace(0, len(values), _RUNS, endpoint=False).astype(np.int64)
+        sums, counts = np.add.reduceat(values, edges), np.diff(edges, append=len(values))
+    else:
+        sums, counts = values, np.ones(len(values))
     rng = np.random.default_rng([seed, 0xB007])
-    block = max(1, 4_000_000 // len(values))
-    means: list[np.ndarray] = []
-    for start in range(0, _RESAMPLES, block):
-        rows = min(block, _RESAMPLES - start)
-        means.append(values[rng.integers(0, len(values), (rows, len(values)))].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    picks = rng.integers(0, len(sums), (_RESAMPLES, len(sums)))
+    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -86,28 +95,49 @@ def summarize(engine: Engine, requests: pd.DataFrame, seed: int) -> dict[str, An
         **{f"request_share_{name}": float(served.get(name, 0.0)) for name in tiers},
         "request_share_recompute": float(served.get("recompute", 0.0)),
         **{f"token_share_{name}": int(rows[f"tokens_{name}"].sum()) / tokens for name in tiers},
+        "token_share_recompute": 1.0 - int(rows["hit_tokens"].sum()) / tokens,
+        "blocks_mean": float(rows["blocks"].mean()),
         **_work(engine),
     }
 
 
 def _work(engine: Engine) -> dict[str, Any]:
     """Bytes moved, endurance, refusals: over the whole run, warm-up included."""
-    counts, store, tiers = engine.mover.counts, engine.store.counts, engine.costs.tiers
+    counts, store = engine.mover.counts, engine.store.counts
     makespan_s = engine.now_ns / 1e9
+    written = list(zip(engine.costs.tiers, counts.written, strict=True))
+    on_ssd = [count for tier, count in written if tier.endurance_bytes or tier.name.startswith(("ssd", "nvme"))]
     lifetimes = [
-        tier.endurance_bytes / (written / makespan_s) / _YEAR_S
-        for tier, written in zip(tiers, counts.written, strict=True)
-        if tier.endurance_bytes and written and makespan_s
+        tier.endurance_bytes / (count / makespan_s) / _YEAR_S
+        for tier, count in written
+        if tier.endurance_bytes and count and makespan_s
     ]
     return {
-        "ssd_written_bytes": sum(
-            w for tier, w in zip(tiers, counts.written, strict=True) if tier.name.startswith("ssd")
-        ),
-        **{f"written_bytes_{tier.name}": written for tier, written in zip(tiers, counts.written, strict=True)},
+        "ssd_written_bytes": sum(on_ssd) if on_ssd else None,
+        **{f"written_bytes_{tier.name}": count for tier, count in written},
         "pristine_read_bytes": counts.pristine_read_bytes,
         "recodings": counts.recodings,
         "refused": store.refused,
         "duplicate_blocks": store.duplicate_blocks,
         "ssd_lifetime_years": min(lifetimes) if lifetimes else None,
         "makespan_s": makespan_s,
+        **_channels(engine),
     }
+
+
+def _channels(engine: Engine) -> dict[str, Any]:
+    """How busy each tier's channels were, how long writes waited for theirs, and a warning where that matters."""
+    makespan_ns = max(1, engine.now_ns)
+    figures: dict[str, Any] = {}
+    warnings = []
+    for tier, reader, writer in zip(engine.costs.tiers, engine.readers, engine.writers, strict=True):
+        figures[f"read_utilisation_{tier.name}"] = reader.busy_ns / (tier.channels * makespan_ns)
+        busy = figures[f"write_utilisation_{tier.name}"] = writer.busy_ns / (tier.channels * makespan_ns)
+        wait_s = figures[f"write_wait_max_s_{tier.name}"] = writer.longest_wait_ns / 1e9
+        if wait_s > _LONG_WAIT_S:
+            warnings.append(
+                f"{tier.name}: writes waited up to {wait_s:.0f} s for their channel, which was asked for {busy:.0%} of "
+                f"the time; entries on their way take no room on the tier that they leave, and hits on them wait or "
+                f"are recomputed: think of more or faster channels (tiers.{tier.name}), or of a policy that writes less"
+            )
+    return {**figures, "warnings": warnings}

@@ -25,6 +25,7 @@ class Channel(Protocol):
     """What the engine asks of a channel.  All times in ns."""
 
     busy_ns: int
+    longest_wait_ns: int
 
     def submit(self, now: int, service: int, kind: int, request: int, part: int, done: Done) -> None:
         """Start a foreground job now; ``done(start, finish)`` is called when it ends."""
@@ -43,10 +44,15 @@ class FifoChannel:
         self.env = env
         self.free_at = [0] * servers
         self.busy_ns = 0
+        self.longest_wait_ns = 0
 
     def reserve(self, now: int, service: int) -> tuple[int, int]:
         """Take the server that is free first; returns (start, finish)."""
-        start = max(now, self.free_at[0])
+        start = self.free_at[0]
+        if start <= now:
+            start = now
+        elif start - now > self.longest_wait_ns:
+            self.longest_wait_ns = start - now
         finish = start + service
         heapq.heapreplace(self.free_at, finish)
         self.busy_ns += service
@@ -87,6 +93,7 @@ class FairChannel:
         self.last = 0
         self.generation = 0
         self.busy_ns = 0
+        self.longest_wait_ns = 0  # nobody waits, all are slowed down
 
     def _advance(self, now: int) -> None:
         if self.jobs:

@@ -18,7 +18,7 @@ from simkv.simulator.tiers import Channel
 __all__ = ["KINDS", "Mover", "TransferCounts"]
 
 KINDS = ("admission", "promotion", "demotion", "recompression", "eviction", "refusal")
-_JOBS = 5  # most channel jobs of one group
+_JOBS = 6  # most channel jobs of one group
 _ADMISSION, _PROMOTION, _DEMOTION, _RECOMPRESSION, _EVICTION, _REFUSAL = range(len(KINDS))
 
 
@@ -42,12 +42,14 @@ class _Group:
     """
 
     __slots__ = (
+        "decode_ns",
         "decoded",
+        "encode_ns",
         "entries",
         "from_gpu_ns",
+        "pristine_link_ns",
         "pristine_ns",
         "read_ns",
-        "recode_ns",
         "source",
         "to_gpu_ns",
         "write_ns",
@@ -59,8 +61,10 @@ class _Group:
         self.decoded = decoded
         self.read_ns = 0
         self.write_ns = 0
-        self.recode_ns = 0
+        self.decode_ns = 0
+        self.encode_ns = 0
         self.pristine_ns = 0
+        self.pristine_link_ns = 0
         self.to_gpu_ns = 0
         self.from_gpu_ns = 0
 
@@ -91,32 +95,35 @@ class Mover:
         self.link = link
         self.counts = TransferCounts([0] * len(readers), [0] * len(readers))
         self.pristine = bytearray(len(costs.block_class)) if pristine else None
+        self.pristine_bytes = 0
+        self.pristine_count = 0
         self._pristine_place = Placement(len(readers) - 1, 0)
         self.rows = array("q") if record else None
 
-    def charge(self, changes: dict[int, Change], now: int, request: int, at_hand: set[int]) -> None:
+    def charge(self, changes: dict[int, Change], now: int, request: int, loaded: set[int], computed: set[int]) -> None:
         """Start the transfers of a step's net changes.
 
         Args:
             changes: from ``Store.step`` or ``Store.rebalance``.
             now: ns.
             request: id whose step it was, -1 for a rebalance.
-            at_hand: blocks whose KV the request has loaded or computed.
+            loaded: blocks whose KV the request has loaded: at hand, in the quality that was stored.
+            computed: blocks that it has computed: at hand and exact, so they are stored as if new.
         """
         groups: dict[tuple[Placement | None, Placement, bool], _Group] = {}
         for change in changes.values():
-            entry, old = change.entry, change.old
-            new = entry.placement
+            entry, old, new = change.entry, change.old, change.entry.placement
             if new is None:
                 self._note(_REFUSAL if old is None else _EVICTION, now, request, change)
                 continue
             if new == old:
                 continue
-            key = (old, new, entry.key in at_hand)
+            source = None if change.renewed or entry.key in computed else old
+            key = (source, new, entry.key in loaded)
             group = groups.get(key)
             if group is None:
                 group = groups[key] = self._group(*key)
-            self._add(group, entry, old, new)
+            self._add(group, entry, source, new)
             self._note(_kind(old, new), now, request, change)
         for part, ((old, new, _), group) in enumerate(groups.items()):
             self._start(group, old, new, now, request, _JOBS * part)
@@ -159,22 +166,26 @@ class Mover:
         else:
             entry.quality_ppb = min(entry.quality_ppb, quality)
         counts.recodings += old is not None
-        group.recode_ns += costs.encode[new.variant][size_class]
+        group.encode_ns += costs.encode[new.variant][size_class]
         if group.decoded is not None:
-            group.recode_ns += costs.decode[group.decoded.tier][group.decoded.variant][size_class]
+            group.decode_ns += costs.decode[group.decoded.tier][group.decoded.variant][size_class]
         if self.pristine is not None and not self.pristine[entry.key]:
             self.pristine[entry.key] = 1
             tier = self._pristine_place.tier
             group.pristine_ns += costs.write[tier][0][size_class]
+            group.pristine_link_ns += costs.link_write[0][size_class]
             counts.written[tier] += costs.size[0][size_class]
+            self.pristine_bytes += costs.size[0][size_class]
+            self.pristine_count += 1
 
     def _start(self, group: _Group, old: Placement | None, new: Placement, now: int, request: int, part: int) -> None:
         costs = self.costs
-        recode_ns = group.recode_ns
+        recode_ns = 0
         if old is None or old.variant != new.variant:
-            recode_ns += costs.encode_fixed[new.variant]
+            recode_ns += max(0, group.encode_ns + costs.encode_fixed[new.variant])
         if group.decoded is not None:
-            recode_ns += costs.decode_fixed[group.decoded.tier][group.decoded.variant]
+            tier, variant = group.decoded
+            recode_ns += max(0, group.decode_ns + costs.decode_fixed[tier][variant])
         self.counts.recode_ns += recode_ns
         transfer = Transfer(now + recode_ns, recode_ns)
         for entry in group.entries:
@@ -192,9 +203,16 @@ class Mover:
             if group.from_gpu_ns:
                 self.link[1].background(now, group.from_gpu_ns + costs.link_fixed, request, part + 3, transfer)
         if group.pristine_ns:
-            tier = self._pristine_place.tier
-            write_ns = group.pristine_ns + costs.write_fixed[tier]
-            self.writers[tier].background(now, write_ns, request, part + 4, Transfer(now))
+            self._start_pristine(group, now, request, part + 4)
+
+    def _start_pristine(self, group: _Group, now: int, request: int, part: int) -> None:
+        """Write the raw copies; nobody waits for them."""
+        tier = self._pristine_place.tier
+        write_ns = group.pristine_ns + self.costs.write_fixed[tier]
+        self.writers[tier].background(now, write_ns, request, part, Transfer(now))
+        if self.link is not None:
+            link_ns = group.pristine_link_ns + self.costs.link_fixed
+            self.link[1].background(now, link_ns, request, part + 1, Transfer(now))
 
     @staticmethod
     def _follow(entry: Entry, transfer: Transfer) -> None:
@@ -206,7 +224,7 @@ class Mover:
             transfer.ready_ns = max(transfer.ready_ns, earlier.ready_ns)
         elif earlier is not transfer:
             transfer.pending += 1
-            earlier.waiters.append(transfer.finish)
+            earlier.waiters.append(transfer.settle)
 
     def _note(self, kind: int, now: int, request: int, change: Change) -> None:
         self.counts.kinds[kind] += 1

@@ -121,7 +121,7 @@ class StoreView:
                 yield entry
 
     def link_chains(self, parent: NDArray[np.int32]) -> None:
-        """Used by the store: parent block of each block, -1 for the first of a chain."""
+        """Used by the engine: parent block of each block, -1 for the first of a chain."""
         self._parent = parent
 
     def parent(self, entry: Entry) -> Entry | None:

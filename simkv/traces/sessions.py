@@ -80,7 +80,8 @@ def read_sessions(
             kept += 1
     columns.notes += [
         f"{kept} of {files} session files are used, in the order of their names",
-        f"{with_subagents} left out for subagents, {too_long} for an input above {max_input_tokens} tokens",
+        f"{with_subagents} left out for subagents, {too_long} for an input above {max_input_tokens} tokens "
+        f"(reader options include_subagents, max_input_tokens)",
     ]
     rule = f"session k starts at k x {gap_ns / NS_PER_S:g} s, recorded times within a session"
     return columns.trace(source, "sessions", partial_tail=False, clock=rule)

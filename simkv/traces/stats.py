@@ -167,7 +167,7 @@ class TraceStats:
         return json.dumps(_jsonable(self), allow_nan=False)
 
     def _peak_rate(self) -> float:
-        return float(self.arrival_counts.max(initial=0)) / self.arrival_bin_s
+        return float(self.arrival_counts.max(initial=0)) / min(self.arrival_bin_s, max(self.duration_s, 1.0))
 
 
 def trace_stats(trace: Trace, kv_bytes_per_token: int | None = None, *, touch: str = "forward") -> TraceStats:

@@ -1,7 +1,5 @@
 """Reading with every check, saving, and finding profiles by name."""
 
-
-
 import hashlib
 from dataclasses import fields, replace
 from pathlib import Path

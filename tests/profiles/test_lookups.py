@@ -1,7 +1,5 @@
 """Variants, lines, prefill, quality look-ups, composition, Pareto fronts and the description."""
 
-
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The profiles that the repository ships: they load, say where numbers come from, and give hand-checked values."""
 
-
-
 from pathlib import Path
 
 import pytest

@@ -105,14 +105,12 @@ class Scripted(Policy):
 
     Args:
         plan: where blocks go, "dram raw" and so on.  A block's number says where it is admitted; a pair
-            (request, block) says where it goes in that request, admitted or hit; what is not named is left out or alone.
+            (request, block) where it goes in that request, admitted or hit; the rest is left out, or alone.
         room: (tier, victim block, where or None) in the order in which moves are offered when room is needed.
-        moves: what each rebalance does, in turn: a list of (block, where or None).
     """
 
     plan: dict[Any, str] = field(default_factory=dict)
-    room: list[tuple[str, int, str | None]] = field(default_factory=list)
-    moves: list[list[tuple[int, str | None]]] = field(default_factory=list)
+    room: Sequence[tuple[str, int, str | None]] = field(default_factory=list)
     name: ClassVar[str] = "scripted"
 
     def _place(self, text: str | None, view: StoreView) -> Placement | None:
@@ -134,12 +132,20 @@ class Scripted(Policy):
             if name == view.tiers[tier] and entry is not None and not entry.pins:
                 yield Move(entry, self._place(text, view))
 
+
+@dataclass
+class Ticking(Scripted):
+    """Scripted, with a rebalance every 100 us; ``at`` lists (time in us, block, where or None)."""
+
+    at: Sequence[tuple[int, int, str | None]] = field(default_factory=list)
+    period_s: ClassVar[float] = 1e-4
+
     def rebalance(self, view: StoreView) -> Iterable[Move]:
-        """As planned."""
-        for block, text in self.moves.pop(0) if self.moves else ():
+        """What is due now."""
+        for time_us, block, text in self.at:
             entry = view.resident(block)
-            assert entry is not None
-            yield Move(entry, self._place(text, view))
+            if time_us * US == view.now_ns and entry is not None:
+                yield Move(entry, self._place(text, view))
 
 
 def make_engine(
@@ -192,7 +198,8 @@ class Row:
 
 def rows(engine: Engine) -> list[Row]:
     """Recorded requests in trace order."""
-    return [Row(*row[:10], per_tier=row[10:]) for row in sorted(engine.recorder.rows)]
+    found: list[Any] = sorted(engine.recorder.rows)
+    return [Row(*(*row[:10], row[10:])) for row in found]
 
 
 def times(engine: Engine) -> list[tuple[int, int, int]]:
@@ -245,7 +252,7 @@ EVERY_POLICY: list[tuple[str, dict[str, Any]]] = [
     ("lru", {"promote": False}),
     ("gdsf", {"cost": "recompute"}),
     ("s3fifo", {"small_share": 0.5}),
-    *(("adaptcache", {"preset": p, "alpha": a}) for p in ("code", "paper") for a in (0.01, 1.0, 100.0)),
+    *(("adaptcache", {"preset": p, "alpha": a}) for p in ("code", "paper") for a in (0.001, 1.0, 3000.0)),
     ("adaptcache", {"method": "free", "frequency": "decayed", "window_s": 0.01}),
     ("adaptcache", {"drop_after_uses": 2, "per": "step", "recompute": False}),
 ]

@@ -1,7 +1,5 @@
 """AdaptCache's workloads: the published counts and lengths, two visits each, and the file of lengths."""
 
-
-
 from pathlib import Path
 
 import numpy as np

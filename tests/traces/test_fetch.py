@@ -1,7 +1,5 @@
 """Fetching from a local server: what is verified, what each failure says, and that it leaves nothing behind."""
 
-
-
 import gzip
 import hashlib
 import threading

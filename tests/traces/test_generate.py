@@ -1,7 +1,5 @@
 """Generators: determinism, the promised shapes, lengths and arrivals, and errors that name the option."""
 
-
-
 import math
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,5 @@
 """Transformations by hand, and on the real Mooncake trace where it is present; laws are in test_transform_laws.py."""
 
-
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What every transformation conserves, over random prefix-chain traces."""
 
-
-
 from collections.abc import Callable
 
 import numpy as np

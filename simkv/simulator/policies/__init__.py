@@ -3,9 +3,14 @@
 The interface is in ``base.py``; ``ordered.py`` has the chain of tiers that the classical ones share.
 """
 
+import hashlib
 import importlib
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from simkv.errors import PolicyError, unknown_name
 from simkv.simulator.policies.adaptcache import AdaptCache
@@ -32,6 +37,9 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
+_IMPORTED: dict[str, str] = {}  # file of an outside policy -> its hash when first used
+
+
 def find_policy(name: str) -> type[Policy]:
     """The class of a known policy, or of "package.module:Class".
 
@@ -43,12 +51,24 @@ def find_policy(name: str) -> type[Policy]:
         return POLICIES[name]
     module_name, _, class_name = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        module = importlib.import_module(module_name)
+        _check_unchanged(name, module)
+        found = getattr(module, class_name)
     except (ImportError, AttributeError) as error:
         raise PolicyError(f"policy {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Policy)):
         raise PolicyError(f"policy {name!r} is not a subclass of simkv.simulator.policies.base.Policy")
     return found
+
+
+def _check_unchanged(name: str, module: ModuleType) -> None:
+    """A module edited since it was imported would give results under the identity of code that did not make them."""
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    if _IMPORTED.setdefault(file, digest) != digest:
+        raise PolicyError(f"policy {name!r}: {Path(file).name} has changed since it was imported; start Python anew")
 
 
 def make_policy(name: str, params: dict[str, Any]) -> Policy:
@@ -58,7 +78,26 @@ def make_policy(name: str, params: dict[str, Any]) -> Policy:
     for key in params:
         if key not in known:
             raise PolicyError(unknown_name(f"parameter of policy {name}:", key, known or {"(none)"}))
+    _check_types(name, found, params)
     try:
         return found(**params)
     except (TypeError, ValueError) as error:
         raise PolicyError(f"policy {name}: {error}") from error
+
+
+def _check_types(name: str, found: type[Policy], params: dict[str, Any]) -> None:
+    """Refuse values of another type than the field's: the text "false" is true, and would be taken for it.
+
+    Types of outside policies that cannot be resolved or checked are left to the policy.
+    """
+    try:
+        hints = get_type_hints(found)
+        checks = {key: TypeAdapter(hints[key]) for key in params}
+    except (NameError, PydanticUserError):
+        return
+    for key, value in params.items():
+        try:
+            checks[key].validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"].replace("Input should be", "it must be")
+            raise PolicyError(f"policy {name}: {key} is {value!r}; {wanted}") from error

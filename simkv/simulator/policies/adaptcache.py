@@ -4,7 +4,7 @@ Utility of an option: quality_weight x quality - delay_weight x delay, times a f
 blocks, quality counts by the block's share of a prompt (``StoreView.weight``).  A new entry
 enters DRAM uncompressed; while DRAM is over capacity, the step with the smallest utility lost per byte freed is
 taken, over the new entry and all residents: a smaller variant in DRAM, or leaving it for the better of "discard"
-and the best SSD variant not larger than the present one.  SSD is plain LRU.  Only SSD residents are not
+and the best SSD variant not larger than the present one.  SSD is plain LRU.  SSD residents are not
 optimised again, and nothing is promoted, as published.
 
 Each entry has one next step and one heap row, so a decision costs O(log n) amortised.
@@ -85,6 +85,8 @@ class AdaptCache(Policy):
             raise PolicyError(f"policy adaptcache: alpha is {self.alpha!r}; it must be a number, at least 0")
         if not self.window_s > 0:
             raise PolicyError(f"policy adaptcache: window_s is {self.window_s!r}; it must be positive")
+        if self.drop_after_uses < 0:
+            raise PolicyError(f"policy adaptcache: drop_after_uses is {self.drop_after_uses}; it must be at least 0")
         if isinstance(self.methods, str):
             raise PolicyError(f"policy adaptcache: methods is {self.methods!r}; write a list, e.g. ['kivi']")
         for parameter, allowed in _CHOICES.items():
@@ -117,6 +119,7 @@ class AdaptCache(Policy):
         self._compressors = compressors
         self._raw = view.placement(0, 0)
         self._frozen: dict[int, str] = {}
+        self._gentlest: dict[tuple[int, int], str] = {}
         self._steps: dict[tuple, tuple[float, Placement | None]] = {}
         self._heat: dict[int, float] = {}
         self._epoch_s = 0.0
@@ -154,8 +157,10 @@ class AdaptCache(Policy):
         now = self.utility(entry, placement)
         smaller = [v for v in variants if view.size_bytes(entry, v) < size]
         per_byte = self._choice["per"] == "byte"
-        leave = [view.placement(1, v) for v in (placement.variant, *smaller)]
-        out: Placement | None = max(leave, key=lambda p: self.utility(entry, p))
+        room = view.capacity_bytes(1)
+        leave = [v for v in (placement.variant, *smaller) if room is None or view.size_bytes(entry, v) <= room]
+        choices = [view.placement(1, variant) for variant in leave]
+        out: Placement | None = max(choices, key=lambda p: self.utility(entry, p), default=None)
         if self.recompute and self.utility(entry, None) >= self.utility(entry, out):
             out = None
         best = ((now - self.utility(entry, out)) / (size if per_byte else 1), out)
@@ -186,8 +191,11 @@ class AdaptCache(Policy):
         """Choose the entry's method for life: the one with the smallest loss per byte freed by one step."""
         if self.method != "frozen" or len(self._by_method) < 2 or entry.key in self._frozen:
             return
-        losses = {method: self._compress_loss(entry, variants) for method, variants in self._by_method.items()}
-        self._frozen[entry.key] = min(losses, key=lambda method: losses[method])
+        key = (entry.size_class, self._view.costs.quality.seen_row[entry.key])
+        if key not in self._gentlest:
+            losses = {method: self._compress_loss(entry, variants) for method, variants in self._by_method.items()}
+            self._gentlest[key] = min(losses, key=lambda method: losses[method])
+        self._frozen[entry.key] = self._gentlest[key]
 
     def _compress_loss(self, entry: Entry, variants: list[int]) -> float:
         view = self._view
@@ -248,6 +256,11 @@ class AdaptCache(Policy):
         if entry.placement is not None:
             (self._ssd if entry.placement.tier else self._dram).insert(entry)
 
+    def released(self, entry: Entry) -> None:
+        """See Policy."""
+        if entry.placement is not None:
+            (self._ssd if entry.placement.tier else self._dram).released(entry)
+
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
         """DRAM: the step with the smallest loss, again and again.  SSD: the least recently used."""
         if tier:
@@ -255,5 +268,5 @@ class AdaptCache(Policy):
                 yield Move(oldest, None)
             return
         while (entry := self._dram.victim()) is not None:
-            free = self._loss_rate(entry) == _NEVER_LATER
+            free = self.drop_after_uses > 0 and self._loss_rate(entry) == _NEVER_LATER
             yield Move(entry, None if free else self._step(entry)[1])

@@ -63,6 +63,9 @@ class Policy:
     def placed(self, entry: Entry, old: Placement | None) -> None:
         """Called after every change of ``entry.placement``, also those of other entries' moves."""
 
+    def released(self, entry: Entry) -> None:
+        """Called when the last request that used a stored entry lets go of it, so that it may move again."""
+
     def rebalance(self, view: StoreView) -> Iterable[Move]:
         """Moves to carry out now, every ``period_s``; any direction."""
         return ()

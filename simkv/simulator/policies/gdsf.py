@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +15,33 @@ if TYPE_CHECKING:
     from simkv.simulator.view import StoreView
 
 __all__ = ["Gdsf"]
+
+
+def _one(entry: Entry) -> float:
+    return 1.0
+
+
+class _AgeingOrder(HeapOrder):
+    """Smallest priority first.  The newcomer counts from the clock after room was made for it, as published."""
+
+    def __init__(self, worth: Callable[[Entry], float]) -> None:
+        super().__init__(self._priority, self._evicted)
+        self._worth = worth
+        self._clock = 0.0
+        self._newest: Entry | None = None
+
+    def insert(self, entry: Entry) -> None:
+        self._newest = entry
+        super().insert(entry)
+
+    def _priority(self, entry: Entry) -> float:
+        return self._clock + (entry.hits + 1) * self._worth(entry) / entry.size_bytes
+
+    def _evicted(self, priority: float) -> None:
+        if priority > self._clock:
+            self._clock = priority
+            if self._newest is not None and self._newest.pins:
+                super().insert(self._newest)
 
 
 @dataclass
@@ -33,14 +61,4 @@ class Gdsf(OrderedPolicy):
 
     def new_order(self, capacity_bytes: int | None, view: StoreView) -> EvictionOrder:
         """See OrderedPolicy."""
-        clock = 0.0
-
-        def score(entry: Entry) -> float:
-            worth = 1.0 if self.cost == "unit" else view.recompute_s(entry)
-            return clock + (entry.hits + 1) * worth / entry.size_bytes
-
-        def evicted(priority: float) -> None:
-            nonlocal clock
-            clock = priority
-
-        return HeapOrder(score, evicted)
+        return _AgeingOrder(view.recompute_s if self.cost == "recompute" else _one)

@@ -1,7 +1,8 @@
 """HeapOrder: entries leave a tier by smallest (score, sequence); scores may change at any time.
 
 Changed scores are pushed again and the old heap rows are recognised by their version, so every call costs
-O(log n) amortised.  The heap is rebuilt when stale rows outnumber live ones.
+O(log n) amortised.  Pinned entries that come to the top are set aside until they are released.  The heap is rebuilt
+when stale rows outnumber live ones.
 """
 
 import heapq
@@ -25,6 +26,7 @@ class HeapOrder:
         self._chosen = chosen
         self._heap: list[tuple[float, int, Entry]] = []
         self._current: dict[int, int] = {}  # key -> sequence number of its live row
+        self._aside: dict[int, tuple[float, int, Entry]] = {}  # rows of pinned entries that were at the top
         self._sequence = 0
 
     def __len__(self) -> int:
@@ -47,6 +49,8 @@ class HeapOrder:
         """Compute every score anew: O(n), for changes that concern all entries."""
         self._heap = [(self._score(entry), sequence, entry) for _, sequence, entry in self._live()]
         heapq.heapify(self._heap)
+        for key, (_, sequence, entry) in self._aside.items():
+            self._aside[key] = (self._score(entry), sequence, entry)
 
     def touch(self, entry: Entry) -> None:
         """See EvictionOrder."""
@@ -55,22 +59,24 @@ class HeapOrder:
     def remove(self, entry: Entry) -> None:
         """See EvictionOrder."""
         del self._current[entry.key]
+        self._aside.pop(entry.key, None)
+
+    def released(self, entry: Entry) -> None:
+        """See EvictionOrder."""
+        row = self._aside.pop(entry.key, None)
+        if row is not None:
+            heapq.heappush(self._heap, row)
 
     def victim(self) -> Entry | None:
         """See EvictionOrder."""
-        aside = []
-        found = None
         while self._heap:
             score, sequence, entry = self._heap[0]
             if self._current.get(entry.key) != sequence:
                 heapq.heappop(self._heap)
             elif entry.pins:
-                aside.append(heapq.heappop(self._heap))
+                self._aside[entry.key] = heapq.heappop(self._heap)
             else:
-                found = entry
                 if self._chosen is not None:
                     self._chosen(score)
-                break
-        for row in aside:
-            heapq.heappush(self._heap, row)
-        return found
+                return entry
+        return None

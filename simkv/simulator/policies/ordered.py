@@ -32,6 +32,9 @@ class EvictionOrder(Protocol):
     def remove(self, entry: Entry) -> None:
         """The entry has left this tier, by eviction or otherwise."""
 
+    def released(self, entry: Entry) -> None:
+        """The entry is pinned no longer; an order may have set it aside when it was to leave."""
+
     def victim(self) -> Entry | None:
         """The unpinned entry that should leave next, None if there is none."""
 
@@ -59,8 +62,9 @@ class OrderedPolicy(Policy):
         self._orders = [self.new_order(view.capacity_bytes(tier), view) for tier in range(len(view.tiers))]
         self._capacity = [view.capacity_bytes(tier) for tier in range(len(view.tiers))]
 
-    def _fastest_that_holds(self, size_bytes: int) -> Placement | None:
-        for tier, capacity in enumerate(self._capacity):
+    def _fastest_that_holds(self, size_bytes: int, first: int = 0) -> Placement | None:
+        for tier in range(first, len(self._places)):
+            capacity = self._capacity[tier]
             if capacity is None or size_bytes <= capacity:
                 return self._places[tier]
         return None
@@ -85,9 +89,13 @@ class OrderedPolicy(Policy):
         if entry.placement is not None:
             self._orders[entry.placement.tier].insert(entry)
 
+    def released(self, entry: Entry) -> None:
+        """See Policy."""
+        if entry.placement is not None:
+            self._orders[entry.placement.tier].released(entry)
+
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
-        """The next victims, one tier down each."""
+        """The next victims, each to the next slower tier that is large enough at all."""
         order = self._orders[tier]
-        below = self._places[tier + 1] if tier + 1 < len(self._places) else None
         while (entry := order.victim()) is not None:
-            yield Move(entry, below)
+            yield Move(entry, self._fastest_that_holds(entry.size_bytes, tier + 1))
