@@ -106,7 +106,7 @@ def _attention(
 
 
 def _record(capture: Capture, query: Tensor, key: Tensor, scaling: float | None) -> None:
-    capture.queries.append(query[0, :, -capture.window :].clone())
+    capture.queries.append(query[0, :, -capture.window :].clone(memory_format=torch.contiguous_format))
     if not capture.wants_mass:
         return
     heads, tokens = query.shape[1], key.shape[2]
