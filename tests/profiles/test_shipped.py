@@ -42,7 +42,7 @@ def test_every_section_has_an_origin(name: str) -> None:
 
 
 def test_adaptcache_lines() -> None:
-    """Published lines (arXiv 2509.00105) by hand: 2 bit on the 1 GB/s SSD at 14,300 tokens, prefill of 12,930 and of 500 tokens."""
+    """Lines of arXiv 2509.00105 by hand: 2 bit on the 1 GB/s SSD at 14,300 tokens, prefill of 12,930 and 500."""
     profile = load_profile("adaptcache-a100-1gbps")
     assert pytest.approx(2.3640e-5 * 14_300 + 0.3193) == seconds(profile, "ssd", "kivi:2", 14_300)
     assert pytest.approx(8.5467e-6 * 14_300 + 0.0171) == seconds(profile, "dram", "raw", 14_300)
