@@ -26,18 +26,14 @@ class StoreCounts:
 
 
 class Change:
-    """Net change of one entry in a step: from ``old`` (None: was not stored) to its placement now.
+    """Net change of one entry in a step: from ``old`` (None: was not stored) to its placement now."""
 
-    ``renewed``: it was evicted and then stored again, from what the request has just computed.
-    """
-
-    __slots__ = ("entry", "old", "old_size", "renewed")
+    __slots__ = ("entry", "old", "old_size")
 
     def __init__(self, entry: Entry, old: Placement | None, old_size: int) -> None:
         self.entry = entry
         self.old = old
         self.old_size = old_size
-        self.renewed = False
 
 
 class Store:
@@ -124,7 +120,6 @@ class Store:
         """An entry to be offered; a block evicted earlier in this step keeps its own, for only net changes count."""
         change = self._changes.get(key)
         if change is not None:
-            change.renewed = True
             entry = change.entry
             entry.hits, entry.created_ns, entry.last_hit_ns = 0, now_ns, now_ns
             return entry

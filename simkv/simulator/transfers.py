@@ -118,7 +118,7 @@ class Mover:
                 continue
             if new == old:
                 continue
-            source = None if change.renewed or entry.key in computed else old
+            source = None if entry.key in computed else old
             key = (source, new, entry.key in loaded)
             group = groups.get(key)
             if group is None:

@@ -37,6 +37,10 @@ class Plain:
         """Out."""
         self.rows = [row for row in self.rows if row[1] is not entry]
 
+    def rescore(self) -> None:
+        """All scores anew."""
+        self.scores = {entry.key: self.score(entry) for _, entry in self.rows}
+
     def victim(self) -> Entry | None:
         """The unpinned entry of smallest score and sequence."""
         free = [row for row in self.rows if not row[1].pins]
@@ -53,7 +57,7 @@ ORDERS: dict[str, tuple[Callable[[], Any], Callable[[], Plain]]] = {
     "fifo": (lambda: RecencyOrder(refresh=False), lambda: Plain(False, lambda entry: 0.0)),
     "lfu": (lambda: HeapOrder(hits), lambda: Plain(True, hits)),
 }
-ACTIONS = st.sampled_from(["insert", "touch", "remove", "pin", "release", "victim"])
+ACTIONS = st.sampled_from(["insert", "touch", "remove", "pin", "release", "rescore"])
 steps_of = st.lists(st.tuples(ACTIONS, st.integers(0, 7)))
 
 
@@ -85,6 +89,11 @@ def test_same_victims_as_a_plain_search(name: str, steps: list[tuple[str, int]])
             entry.pins -= 1
             if not entry.pins:
                 order.released(entry)
+        elif action == "rescore" and name == "lfu":
+            for changed in entries.values():
+                changed.hits = (changed.hits * 5 + changed.key) % 7
+            order.rescore()
+            plain.rescore()
         assert plain.victim() is order.victim()
 
 

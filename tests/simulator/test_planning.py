@@ -93,12 +93,13 @@ def test_bytes_under_way_count() -> None:
 
 
 def test_decompression_and_link_count() -> None:
-    """50 us of DRAM, 20 us of decoding and a link of 18 ns per byte (900 us) are 0.97 ms; at 20 ns per byte 1.07 ms."""
+    """50 us of DRAM, 20 us of decoding, and the link: 0.97 ms at 18 ns per byte, but 1.02 ms, too long, at 19."""
     policy = Scripted({0: "dram kivi:4"})
     link = replace(DRAM, name="link", write_bytes_per_s=10**9)
     fits = replace(link, read_bytes_per_s=10**9 // 18 + 1)
     assert 1 == rows(run([[0], [0]], policy, link=fits, **FASTER))[1].hit_blocks
-    assert 0 == rows(run([[0], [0]], policy, link=replace(link, read_bytes_per_s=5 * 10**7), **FASTER))[1].hit_blocks
+    slow = replace(link, read_bytes_per_s=10**9 // 19 + 1)
+    assert 0 == rows(run([[0], [0]], policy, link=slow, **FASTER))[1].hit_blocks
 
 
 class Loose(Scripted):
@@ -162,6 +163,14 @@ def test_overlap_starts_when_the_channel_does() -> None:
     trace = make_trace([[0], [1], [1, 2]], at_us=[0, 0, 10_020])
     engine = run(trace, Ticking({0: "dram raw", 1: "dram raw"}, at=[(10_000, 0, "ssd raw")]), overlap="layerwise")
     assert (105 * US, 0, MS) == times(engine)[2]
+
+
+def test_overlap_with_a_link_begins_at_the_tier() -> None:
+    """The same load behind a link: from 80 us, when the tier begins, to 280 us; f = 80 + 50 us."""
+    trace = make_trace([[0], [1], [1, 2]], at_us=[0, 0, 10_020])
+    policy = Ticking({0: "dram raw", 1: "dram raw"}, at=[(10_000, 0, "ssd raw")])
+    engine = run(trace, policy, link=replace(DRAM, name="link"), overlap="layerwise")
+    assert (130 * US, 0, MS) == times(engine)[2]
 
 
 def test_overlap_with_a_busy_gpu() -> None:

@@ -130,6 +130,14 @@ def test_refused_on_the_way_down_is_left_out() -> None:
     assert (1, [(2, "admission"), (1, "eviction")]) == (engine.store.counts.refused, moves(engine, 2))
 
 
+def test_hit_that_finds_no_room_below_is_left_out() -> None:
+    """A policy that sends a hit down where there is no room loses the entry: it does not go back to a faster tier."""
+    policy = Scripted({0: "dram raw", 1: "ssd raw", (2, 0): "ssd raw"})
+    engine = run([[0], [1], [0]], policy, tiers=two_tiers(1, 1))
+    assert {1: "ssd raw"} == stored(engine)
+    assert (1, [(0, "eviction")]) == (engine.store.counts.refused, moves(engine, 2))
+
+
 # --- pins -----------------------------------------------------------------------------------------------------------
 
 

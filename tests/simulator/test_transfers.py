@@ -115,9 +115,14 @@ def test_demotion_does_not_cross_the_link() -> None:
 
 
 def test_recoding_never_takes_negative_time() -> None:
-    """An encode line of -1 ms + 1 us per token counts 0: the read of 100 us is all."""
+    """An encode line of -1 ms + 1 us per token counts 0: the read of 100 us is all.
+
+    A decode line like that counts 0 as well, and not against the encoding: 50 us of reading and 500 us.
+    """
     lines = {**make_profile().encode_lines, KIVI4: Line(1e-6, -1e-3)}
     assert 100 * US == moved("dram kivi:4", profile=make_profile(encode_lines=lines))
+    lines = {**make_profile().decode_lines, KIVI4: Line(1e-6, -1e-3)}
+    assert 550 * US == moved("dram kivi:2", start="dram kivi:4", profile=make_profile(decode_lines=lines))
 
 
 def test_what_the_request_has_loaded_is_not_read_again() -> None:
