@@ -147,3 +147,19 @@ def test_released_entries_take_their_old_turn(name: str) -> None:
         leaving.append(entry.key)
         order.remove(entry)
     assert [0, 1, 2, 3] == leaving
+
+
+def test_rescoring_reaches_what_is_set_aside() -> None:
+    """An entry whose score rises from 0 to 5 while it is set aside leaves after one of score 1."""
+    order = HeapOrder(hits)
+    entries = [Entry(key, 1, 0, 0, 0) for key in range(2)]
+    entries[1].hits = 1
+    for entry in entries:
+        order.insert(entry)
+    entries[0].pins = 1
+    assert entries[1] is order.victim()
+    entries[0].hits = 5
+    order.rescore()
+    entries[0].pins = 0
+    order.released(entries[0])
+    assert entries[1] is order.victim()
