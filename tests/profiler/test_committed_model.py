@@ -33,9 +33,9 @@ def quality(model: CachedModel, compressor: str, knob: str, task: str, contexts:
     for context in held_out_contexts(task, length, contexts, 16):
         cache, side = model.prefill(context.tokens.tolist(), frozenset({"queries", "attention"}))
         decoded = chosen.decode(chosen.encode(cache, side, knob).payload)
-        longest = max(len(answer) for _, answer in context.questions)
-        answers = model.answer(decoded, [query for query, _ in context.questions], longest, END)
-        scores += [TASKS[task].score(a, truth) for a, (_, truth) in zip(answers, context.questions, strict=True)]
+        longest = max(len(question.answer) for question in context.questions)
+        answers = model.answer(decoded, [question.query for question in context.questions], longest, END)
+        scores += [TASKS[task].score(a, question) for a, question in zip(answers, context.questions, strict=True)]
     return float(np.mean(scores))
 
 

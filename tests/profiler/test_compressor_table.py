@@ -92,7 +92,7 @@ def test_wrong_class_is_one_line(site: Path, name: str, says: str) -> None:
 def test_class_with_parameters_is_refused(site: Path) -> None:
     """A class that cannot be made without parameters says so when it is to be made."""
     (site / "needy_compressor.py").write_text(CLASS.format(name="needy"))
-    with pytest.raises(CompressorError, match="cannot be made without parameters"):
+    with pytest.raises(CompressorError, match="cannot be made"):
         make_compressor("needy_compressor:Needy")
 
 

@@ -55,7 +55,7 @@ def test_the_lean_pass_gives_the_logits_of_transformers(task: str) -> None:
     (context,) = held_out_contexts(task, 64, 1, questions=3)
     batch = batch_of([context], [0], 60)
     lean = logits_of(model, batch)[0]
-    for number, (query, answer) in enumerate(context.questions):
+    for number, (query, answer, _) in enumerate(context.questions):
         tokens = torch.tensor([[*context.tokens, *query, *answer[:-1]]])
         whole = model(tokens).logits[0, 64:]
         torch.testing.assert_close(whole, lean[batch.owner[0] == number], atol=1e-4, rtol=1e-4)
@@ -68,7 +68,7 @@ def test_packing_keeps_whole_questions_and_aims_at_their_answers() -> None:
     for row, context in enumerate(contexts):
         kept = int(batch.owner[row].max()) + 1
         assert 0 < kept < 9
-        answers = [token for _, answer in context.questions[:kept] for token in answer]
+        answers = [token for _, answer, *_ in context.questions[:kept] for token in answer]
         assert answers == batch.targets[row][batch.targets[row] >= 0].tolist()
 
 
@@ -148,7 +148,7 @@ def test_answers_from_the_cache_are_those_of_the_whole_text(trained: tuple[Llama
     model = trained[0]
     for task in TASKS:
         (context,) = held_out_contexts(task, 48, 1, questions=3)
-        for (query, _), output in zip(context.questions, answers_of(model, context), strict=True):
+        for (query, *_), output in zip(context.questions, answers_of(model, context), strict=True):
             line = [*context.tokens.tolist(), *query]
             for token in output:
                 with torch.inference_mode():

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from simkv.profiler.tasks import TASKS, Context, TaskError
+from simkv.profiler.tasks import TASKS, Context, Question, TaskError
 from simkv.profiler.tasks.base import BOS, DEFINE, END, EQUALS, FILLER, NEEDLE, SEP, VOCABULARY, finish
 
 LENGTHS = [24, 48, 100, 256, 512]
@@ -72,7 +72,7 @@ READERS = {
 def test_every_answer_can_be_read_from_its_context(task: str) -> None:
     """A reader that shares no code with the generator finds exactly the answer."""
     for context in contexts(task):
-        for query, answer in context.questions:
+        for query, answer, _ in context.questions:
             assert list(answer) == [*READERS[task](context, list(query)), END]
 
 
@@ -117,20 +117,21 @@ def test_latents_are_named_finite_and_differ_between_contexts(task: str) -> None
 def test_a_right_answer_scores_one_and_an_empty_one_zero(task: str) -> None:
     """With and without what a model might say after END, or without END."""
     for context in contexts(task):
-        for _, answer in context.questions:
-            assert 1.0 == TASKS[task].score(answer, answer) == TASKS[task].score(answer[:-1], answer)
-            assert 1.0 == TASKS[task].score([*answer, 77, 78], answer)
-            assert 0.0 == TASKS[task].score([], answer) == TASKS[task].score([END, *answer], answer)
+        for question in context.questions:
+            answer = question.answer
+            assert 1.0 == TASKS[task].score(answer, question) == TASKS[task].score(answer[:-1], question)
+            assert 1.0 == TASKS[task].score([*answer, 77, 78], question)
+            assert 0.0 == TASKS[task].score([], question) == TASKS[task].score([END, *answer], question)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_scores_lie_between_zero_and_one(task: str) -> None:
     """For any output, of any length."""
     rng = np.random.default_rng(5)
-    for _, answer in made(task, 256).questions:
+    for question in made(task, 256).questions:
         for size in range(12):
-            output = rng.choice([*answer, 20, 50, 400], size=size).tolist()
-            assert 0.0 <= TASKS[task].score(output, answer) <= 1.0
+            output = rng.choice([*question.answer, 20, 50, 400], size=size).tolist()
+            assert 0.0 <= TASKS[task].score(output, question) <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_scores_lie_between_zero_and_one(task: str) -> None:
 )
 def test_metrics_by_hand(task: str, output: list[int], answer: list[int], score: float) -> None:
     """One worked example of partial credit per metric."""
-    assert pytest.approx(score) == TASKS[task].score(output, answer)
+    assert pytest.approx(score) == TASKS[task].score(output, Question((), tuple(answer)))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -168,7 +169,7 @@ def test_hot_region_questions_lie_near_its_focus() -> None:
     """A narrow region in retrieval asks for neighbouring records only."""
     for seed in range(20):
         context = made("qa", 512, seed)
-        places = [context.tokens.tolist().index(query[1]) / 512 for query, _ in context.questions]
+        places = [context.tokens.tolist().index(query[1]) / 512 for query, *_ in context.questions]
         assert max(places) - min(places) < 1.3 * context.latents["width"] + 0.1
 
 
@@ -177,7 +178,7 @@ def test_code_questions_prefer_the_functions_written_last() -> None:
     shares = []
     for seed in range(20):
         context = made("code", 512, seed)
-        places = [context.tokens.tolist().index(query[1]) for query, _ in context.questions]
+        places = [context.tokens.tolist().index(query[1]) for query, *_ in context.questions]
         shares.append(np.mean(np.array(places) > 0.7 * 512))
     assert 0.4 < np.mean(shares) < 0.95
 

@@ -4,7 +4,9 @@ The interface is in ``base.py``, the bytes in ``payload.py``.  Others come from 
 entry-point group "simkv.compressors" (loaded only when asked for by name), or from any module as "module:Class".
 """
 
+from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from simkv.errors import unknown_name
 from simkv.profiler.compressors.base import Compressor, CompressorError
@@ -86,18 +88,22 @@ def find_compressor(name: str) -> type[Compressor]:
     return found
 
 
-def make_compressor(name: str) -> Compressor:
-    """A compressor with its default parameters, by a name as in ``find_compressor`` or "chain:dropper+coder".
+def make_compressor(name: str, **parameters: Any) -> Compressor:
+    """A compressor by a name as in ``find_compressor`` or "chain:dropper+coder", the latter without parameters.
 
-    Raises CompressorError.
+    ``parameters`` replace the class's defaults.  Raises CompressorError.
     """
     if name.startswith(_CHAIN):
         return chain(name.removeprefix(_CHAIN), COMPRESSORS)
     kind = find_compressor(name)
+    known = [field.name for field in fields(kind)]
+    for parameter in parameters:
+        if parameter not in known:
+            raise CompressorError(unknown_name(f"parameter of compressor {name}", parameter, known))
     try:
-        return kind()
+        return kind(**parameters)
     except TypeError as error:  # abstract, or parameters without defaults
-        raise CompressorError(f"compressor {name!r} cannot be made without parameters: {error}") from error
+        raise CompressorError(f"compressor {name!r} cannot be made: {error}") from error
 
 
 def _imported(name: str, where: EntryPoint) -> type[Compressor]:

@@ -42,9 +42,9 @@ def held_out(model: LlamaForCausalLM, length: int, contexts: int, questions: int
     for name, task in TASKS.items():
         scores, exact = [], []
         for context in held_out_contexts(name, length, contexts, questions):
-            for output, (_, answer) in zip(answers_of(model, context), context.questions, strict=True):
-                scores.append(task.score(output, answer))
-                exact.append(finish(output) == finish(answer))
+            for output, question in zip(answers_of(model, context), context.questions, strict=True):
+                scores.append(task.score(output, question))
+                exact.append(finish(output) == finish(question.answer))
         figures[name] = Figures(float(np.mean(scores)), float(np.mean(exact)), len(scores))
     return figures
 

@@ -80,7 +80,7 @@ def _pack(
     owner: NDArray[np.int64],
 ) -> None:
     start = 0
-    for number, (query, answer) in enumerate(context.questions):
+    for number, (query, answer, _) in enumerate(context.questions):
         line = (*query, *answer)
         stop = start + len(line) - 1
         if stop > len(tokens):

@@ -202,7 +202,7 @@ def _look(model: LlamaForCausalLM, length: int, contexts: int = 8) -> dict[str, 
     shares = {}
     for name in TASKS:
         made = held_out_contexts(name, length, contexts, fold=1)
-        batch = batch_of(made, [0] * contexts, 16 * max(len(q) + len(a) for c in made for q, a in c.questions))
+        batch = batch_of(made, [0] * contexts, 16 * max(len(q) + len(a) for c in made for q, a, _ in c.questions))
         missed = (logits_of(model, batch).argmax(-1) != batch.targets) & (batch.targets >= 0)
         asked = sum(len(context.questions) for context in made)
         row = torch.arange(contexts)[:, None].expand_as(missed)[missed]

@@ -54,9 +54,9 @@ class Aggregation:
         asked = [Question((SUMMARISE, s), (v, END)) for s, v in zip(slots, truth, strict=True)]
         return Context(self.name, tokens, latents, tuple(asked[:questions]))
 
-    def score(self, output: Sequence[int], answer: Sequence[int]) -> float:
+    def score(self, output: Sequence[int], question: Question) -> float:
         """1 when the majority value is right, else 0."""
-        return float(finish(output) == finish(answer))
+        return float(finish(output) == finish(question.answer))
 
     @staticmethod
     def _mentions(rng: np.random.Generator, slot: int, value: int, count: int, noise: float) -> list[tuple[int, int]]:

@@ -73,10 +73,14 @@ class TaskError(SimkvError):
 
 
 class Question(NamedTuple):
-    """A question and its one right answer, both token ids; the answer ends with END."""
+    """A question and its right answer, both token ids; the answer ends with the task's stop token.
+
+    ``references`` are the right answers as text, for tasks whose metric compares text.
+    """
 
     query: tuple[int, ...]
     answer: tuple[int, ...]
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ class Task(Protocol):
         """
         ...
 
-    def score(self, output: Sequence[int], answer: Sequence[int]) -> float:
-        """Quality of an output in [0, 1]; what follows the first END is not looked at."""
+    def score(self, output: Sequence[int], question: Question) -> float:
+        """Quality of an output in [0, 1]; what follows the first stop token is not looked at."""
         ...
 
 

@@ -57,9 +57,9 @@ class Coding:
         latents = {"recent": recent, "reuse": reuse, "functions": float(functions)}
         return Context(self.name, tokens, latents, tuple(asked))
 
-    def score(self, output: Sequence[int], answer: Sequence[int]) -> float:
+    def score(self, output: Sequence[int], question: Question) -> float:
         """1 - edit distance / length of the longer of the two."""
-        got, right = finish(output), finish(answer)
+        got, right = finish(output), finish(question.answer)
         return 1.0 - _edit_distance(got, right) / max(len(got), len(right))
 
     @staticmethod

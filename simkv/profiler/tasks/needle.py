@@ -55,6 +55,6 @@ class Needle:
             self.name, tokens, latents, tuple(Question(tuple(facts[i][:3]), (*facts[i][3:], END)) for i in asked)
         )
 
-    def score(self, output: Sequence[int], answer: Sequence[int]) -> float:
+    def score(self, output: Sequence[int], question: Question) -> float:
         """Share of the four values in place."""
-        return share_in_place(output, answer)
+        return share_in_place(output, question.answer)

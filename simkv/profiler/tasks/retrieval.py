@@ -45,6 +45,6 @@ class Retrieval:
         tokens = scatter(rng, 0, length, facts)
         return Context(self.name, tokens, latents, tuple(Question((QUERY, k), (v, w, END)) for k, v, w in asked))
 
-    def score(self, output: Sequence[int], answer: Sequence[int]) -> float:
+    def score(self, output: Sequence[int], question: Question) -> float:
         """1 when both values are right, else 0."""
-        return float(finish(output) == finish(answer))
+        return float(finish(output) == finish(question.answer))

@@ -59,9 +59,9 @@ class Tracking:
         latents = {"hops": walked, "chains": float(chains), "density": wanted / length}
         return Context(self.name, tokens, latents, tuple(asked))
 
-    def score(self, output: Sequence[int], answer: Sequence[int]) -> float:
+    def score(self, output: Sequence[int], question: Question) -> float:
         """Share of the links (variables and the value, not the equals signs) in place."""
-        return share_in_place(list(output)[::2], list(answer)[::2])
+        return share_in_place(list(output)[::2], list(question.answer)[::2])
 
     @staticmethod
     def _question(name: int, source: dict[int, int]) -> Question:
