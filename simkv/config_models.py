@@ -173,6 +173,7 @@ class EngineConfig(_Section):
     concurrency: Count = 1
     gpus: Count = 1
     reuse: Literal["always", "when_faster"] = "when_faster"
+    loading: Literal["channel", "gpu"] = "channel"
     overlap: Literal["none", "layerwise"] = "none"
     pristine: bool = False
     touch: Literal["forward", "reverse"] = "reverse"
@@ -188,6 +189,8 @@ class EngineConfig(_Section):
             self._refuse_without({"concurrency"}, "arrivals = 'closed'")
         if self.quality_view == "mean":
             self._refuse_without({"quality_queries"}, "quality_view = 'sampled'")
+        if self.loading == "gpu" and self.overlap != "none":
+            raise KeyProblem("overlap", "needs loading = 'channel': a GPU that loads cannot compute beside it")
         return self
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from simkv.errors import ProfileError, unknown_name
+from simkv.profile_spread import SPREAD_KEYS, parse_spread, spread_quality
 from simkv.profile_types import RAW, UNMEASURED_PREFILL, Line, PrefillFit, Profile, TierSpec, Variant
 from simkv.profile_values import (
     CheckedTable,
@@ -48,7 +49,7 @@ _LINE = ("per_token_s", "fixed_s")
 _MODEL = ("name", "layers", "kv_bytes_per_token")
 _PREFILL = ("base_s", "per_token_s", "per_token2_s", "floor_s")
 _LINK = ("read", "write", "latency", "channels", "discipline")
-_SECTIONS = ("model", "sizes", "quality", *_SPEEDS, "tiers", "host_link", "provenance")
+_SECTIONS = ("model", "sizes", "quality", "spread", *_SPEEDS, "tiers", "host_link", "provenance")
 _TOP = ("format", "name", "variants", *_SECTIONS, *_ORIGIN)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 _TIER_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -246,7 +247,13 @@ class _Reader:
         path = self.path.parent / self._flat("quality", ("file",)).text("file", _CSV_NAME)
         raw = bounded_bytes(path, _MAX_CSV_BYTES)
         self.digest.update(raw)
-        return parse_quality(path, raw, map(str, self.variants))
+        quality = parse_quality(path, raw, map(str, self.variants))
+        if "spread" not in self.top.data:
+            return quality
+        spread = parse_spread(self._flat("spread", SPREAD_KEYS))
+        means, made = self.numbers["quality"], self.numbers.pop("spread")  # samples have the origin of both
+        self.numbers["quality"] = {**made, "source": f"{means['source']}; spread: {made['source']}"}
+        return spread_quality(quality, spread, f"{self.path}: [spread]")
 
     def _provenance(self) -> dict[str, Any]:
         facts = self.top.data.get("provenance", {})

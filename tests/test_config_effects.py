@@ -67,6 +67,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "engine.concurrency": (3, CLOSED),
     "engine.gpus": (2, {}),
     "engine.reuse": ("always", {}),
+    "engine.loading": ("gpu", {"host_link": None}),
     "engine.overlap": ("layerwise", {}),
     "engine.pristine": (True, ADAPT),
     "engine.touch": ("forward", {}),
@@ -168,6 +169,32 @@ OTHER_VALUES: dict[str, Any] = {
     "methods": ["streamingllm"],
     "method": "free",
     "recompute": False,
+    "drop_from": "best",
+    "insert": "quality",
+    "reprofile_below": 0.0,
+    "reprofile_queries": 1,
+    "reprofile_s": 30.0,
+    "removed": 0.5,
+    "agreement": 0.1,
+    "agreement_sd": 0.0,
+    "scatter": 4.0,
+    "seed": 1,
+}
+# policy -> (its parameters, its world) in which the others take effect.
+WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "adaptcache": (
+        {"alpha": 3.0},
+        {"tasks": {"hotpotqa": 1.0, "triviaqa": 1.0}, "profile.sizes": "nominal", "tiers.read": "500 MB/s"},
+    ),
+    "evicpress": (
+        {"alpha": 3.0, "reprofile_below": 0.05},
+        {"engine.quality_view": "sampled", "engine.quality_queries": 1, "tiers.read": "500 MB/s"},
+    ),
+    "impress": ({"agreement": 0.3}, {}),
+}
+VALUES_OF: dict[str, dict[str, Any]] = {
+    "evicpress": {"frequency": "none", "per": "byte"},
+    "impress": {"method": "streamingllm"},
 }
 
 
@@ -177,13 +204,11 @@ OTHER_VALUES: dict[str, Any] = {
 )
 def test_policy_parameter_changes_the_output(name: str, parameter: str) -> None:
     """Every parameter of every policy changes what happens."""
-    params: dict[str, Any] = {"name": name}
-    world: dict[str, Any] = {}
-    if name == "adaptcache":
-        params["alpha"] = 3.0
-        world = {"tasks": {"hotpotqa": 1.0, "triviaqa": 1.0}, "profile.sizes": "nominal", "tiers.read": "500 MB/s"}
+    own, world = WORLDS.get(name, ({}, {}))
+    params: dict[str, Any] = {"name": name, **own}
     if parameter == "window_s":
         params["frequency"] = "decayed"
+    value = {**OTHER_VALUES, **VALUES_OF.get(name, {})}[parameter]
     before = _fingerprint(_config({**world, "policy": params}))
-    assert getattr(make_policy(name, {}), parameter) != OTHER_VALUES[parameter]
-    assert before != _fingerprint(_config({**world, "policy": {**params, parameter: OTHER_VALUES[parameter]}}))
+    assert getattr(make_policy(name, own), parameter) != value
+    assert before != _fingerprint(_config({**world, "policy": {**params, parameter: value}}))

@@ -12,6 +12,10 @@ class ComputeServers:
         self.free_at = [0] * count
         self.busy_ns = 0
 
+    def idle(self, now_ns: int) -> bool:
+        """Whether a GPU is free now; nobody waits for it then."""
+        return self.free_at[0] <= now_ns
+
     def start(self, first_ns: int, work_ns: int, loaded_ns: int, tail_ns: int) -> tuple[int, int]:
         """Take the GPU that is free first; returns (start, finish).
 

@@ -6,14 +6,13 @@ moves the clock and nothing else: durations come from ``costs.py``, waiting from
 rules from ``store.py``, prices of moves from ``transfers.py``.
 """
 
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from simpy import Environment
 
 from simkv.profiles import TierSpec
+from simkv.simulator.chains import next_uses, parents
 from simkv.simulator.compute import ComputeServers
 from simkv.simulator.costs import CostTables
 from simkv.simulator.entries import Entry, Placement
@@ -41,6 +40,7 @@ class EngineSettings:
         concurrency: requests in flight in a closed loop.
         gpus: compute servers.
         reuse: "always" load the stored prefix, or "when_faster" than recomputing.
+        loading: "channel" (loads run beside compute) or "gpu" (the compute server carries all but their fixed part).
         overlap: "none", or "layerwise" (load of layer l + 1 beside compute of layer l).
         pristine: keep a raw copy of every stored block on the last tier.
         touch: "reverse" or "forward", order in which a request's blocks are offered to the policy.
@@ -51,6 +51,7 @@ class EngineSettings:
     concurrency: int = 1
     gpus: int = 1
     reuse: str = "always"
+    loading: str = "channel"
     overlap: str = "none"
     pristine: bool = False
     touch: str = "reverse"
@@ -121,7 +122,7 @@ class Engine:
         self.gpus = ComputeServers(settings.gpus)
         usable = len(costs.tiers) - settings.pristine
         self.store = Store(costs, policy, usable, settings.touch == "reverse")
-        self.store.view.link_chains(_parents(trace))
+        self.store.view.link_chains(parents(trace))
         policy.start(self.store.view)
         link = (
             None if self.link is None or host_link is None else (self.link, FifoChannel(self.env, host_link.channels))
@@ -129,11 +130,13 @@ class Engine:
         self.mover = Mover(costs, self.readers, self.writers, link, settings.pristine, settings.record_moves)
         self.recorder = Recorder(len(trace), len(costs.tiers))
         self.finished = 0
+        self.profiling_ns = 0
+        self._profiles = type(policy).idle_work_s is not Policy.idle_work_s
         self._layers = costs.layers if settings.overlap == "layerwise" else 1
         self._arrivals = trace.arrival_ns.tolist()
         self._inputs = trace.input_tokens.tolist()
         self._offsets = trace.block_offsets.tolist()
-        self._next_use = _next_use(trace, self.store.view.never) if policy.needs_future else None
+        self._next_use = next_uses(trace, self.store.view.never) if policy.needs_future else None
         self._next = 0
 
     @property
@@ -175,9 +178,12 @@ class Engine:
         At(self.env, self.now_ns + period_ns, REBALANCE, 0, 0, self._rebalance)
 
     def _rebalance(self, now: int) -> None:
-        self.mover.charge(self.store.rebalance(now), now, -1, set(), set())
+        self._rearrange(now)
         if self.finished < len(self.trace):
             self._schedule_rebalance()
+
+    def _rearrange(self, now: int) -> None:
+        self.mover.charge(self.store.rebalance(now), now, -1, set(), set())
 
     # ------------------------------------------------------------------ arrive and load
 
@@ -281,6 +287,11 @@ class Engine:
             if request.outstanding == 0:
                 self._compute(request, end)
 
+        if self.settings.loading == "gpu":
+            wait = max(0, costs.read_fixed[tier][variant])
+            request.decode_ns += max(0, service - wait)
+            At(self.env, now + wait, READ, request.id, part, lambda end: loaded(now, end))
+            return
         done = loaded if self.link is None else across_link
         self.readers[tier].submit(now, max(0, service), READ, request.id, part, done)
 
@@ -316,6 +327,18 @@ class Engine:
                 self.progress(self.finished, len(self.trace))
         if self.settings.arrivals == "closed" and self._next < len(self.trace):
             self._send(now)
+        if self._profiles:
+            self._use_idle_gpu(request.id, now)
+
+    def _use_idle_gpu(self, request: int, now: int) -> None:
+        """Let the policy profile on a compute server that nobody waits for; what it learnt then moves entries."""
+        self.store.view.now_ns = now
+        work_s = self.policy.idle_work_s(self.store.view) if self.gpus.idle(now) else 0.0
+        if work_s > 0:
+            work = seconds_to_ns(work_s)
+            self.profiling_ns += work
+            _, finish = self.gpus.start(now, work, now, work)
+            At(self.env, finish, REBALANCE, request, 1, self._rearrange)
 
     def _sample(self, now: int) -> None:
         """Occupancy now; pristine copies count on their tier."""
@@ -323,24 +346,3 @@ class Engine:
         used[-1] += self.mover.pristine_bytes
         count[-1] += self.mover.pristine_count
         self.recorder.sample(now, used, count)
-
-
-def _parents(trace: Trace) -> np.ndarray:
-    """int32[B]: block before each block where it first occurs, -1 for the first of a request."""
-    before = np.empty_like(trace.block_ids)
-    before[1:] = trace.block_ids[:-1]
-    starts = trace.block_offsets[:-1]
-    before[starts[starts < len(before)]] = -1
-    parent = np.full(trace.n_blocks, -1, dtype=np.int32)
-    parent[trace.block_ids[::-1]] = before[::-1]
-    return parent
-
-
-def _next_use(trace: Trace, never: int) -> array:
-    """int64[N]: request that next asks for each occurrence's block, ``never`` if none does."""
-    owner = np.repeat(np.arange(len(trace), dtype=np.int64), np.diff(trace.block_offsets))
-    order = np.argsort(trace.block_ids, kind="stable")
-    following = np.full(len(owner), never, dtype=np.int64)
-    same = trace.block_ids[order[1:]] == trace.block_ids[order[:-1]]
-    following[order[:-1][same]] = owner[order[1:][same]]
-    return array("q", following.tobytes())

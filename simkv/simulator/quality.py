@@ -33,6 +33,7 @@ class QualityTables:
         tasks: names; ``block_task``: [b] index into them.
         score_ppb: [row][v] integers in 1e-9; ``block_row``: [b] row.
         seen: [row][v] floats shown to policies; ``seen_row``: [b] row.
+        seed: of measurements during the run.
     """
 
     tasks: tuple[str, ...]
@@ -41,6 +42,12 @@ class QualityTables:
     block_row: list[int]
     seen: list[list[float]]
     seen_row: list[int]
+    seed: int = 0
+
+    def measure(self, block: int, queries: int, turn: int) -> list[float]:
+        """[v] a new estimate of a block's quality from so many queries; ``turn`` numbers the block's measurements."""
+        true = np.array([self.score_ppb[self.block_row[block]]]) / _PPB
+        return _estimates(true, queries, np.random.default_rng([self.seed, 0x5EED, block, turn]))[0].tolist()
 
 
 def quality_tables(trace: Trace, profile: Profile, *, seed: int, view: str, queries: int) -> QualityTables:
@@ -84,6 +91,7 @@ def quality_tables(trace: Trace, profile: Profile, *, seed: int, view: str, quer
         block_row=rows.tolist(),
         seen=seen.tolist(),
         seen_row=seen_row.tolist(),
+        seed=seed,
     )
 
 
@@ -120,10 +128,14 @@ def _sampled(
     labels, index = np.unique(contexts, return_inverse=True)
     row_of_context = np.zeros(len(labels), dtype=np.int64)
     row_of_context[index[::-1]] = rows[::-1]
-    true = score[row_of_context]
-    rng = np.random.default_rng([seed, 0x5EED])
-    common = rng.standard_normal((len(labels), 1))
+    estimates = _estimates(score[row_of_context], queries, np.random.default_rng([seed, 0x5EED]))
+    return estimates, index.astype(np.int64)
+
+
+def _estimates(true: NDArray[np.float64], queries: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """float64[contexts, v]: ``true`` as so many queries per context would show it."""
+    common = rng.standard_normal((len(true), 1))
     own = rng.standard_normal(true.shape)
     sd = _QUERY_SD * np.sqrt(np.clip(4 * true * (1 - true), 0, 1)) / np.sqrt(queries)
     noise = sd * (np.sqrt(_COMMON_SHARE) * common + np.sqrt(1 - _COMMON_SHARE) * own)
-    return np.clip(true + noise, 0.0, 1.0), index.astype(np.int64)
+    return np.clip(true + noise, 0.0, 1.0)

@@ -156,6 +156,8 @@ def _execute(
     started = time.perf_counter()
     _check_trace(trace, policy)
     _check_measured_loads(profile, tiers, host_link)
+    if config.loading == "gpu" and host_link is not None:
+        raise ConfigError("engine.loading: 'gpu' carries loads on the compute server; there is no host_link to cross")
     costs = build_costs(
         trace,
         profile,
@@ -187,6 +189,7 @@ def _settings(config: EngineConfig) -> EngineSettings:
         concurrency=config.concurrency,
         gpus=config.gpus,
         reuse=config.reuse,
+        loading=config.loading,
         overlap=config.overlap,
         pristine=config.pristine,
         touch=config.touch,
@@ -281,6 +284,7 @@ def _meta(engine: Engine, profile: Profile, seed: int) -> dict[str, Any]:
         "engine": vars(engine.settings),
         "moves": dict(zip(KINDS, engine.mover.counts.kinds, strict=True)),
         "busy_s": {**{f"read_{name}": seconds for name, seconds in busy.items()}, "gpu": engine.gpus.busy_ns / 1e9},
+        "profiling_s": engine.profiling_ns / 1e9,
         "recode_s": engine.mover.counts.recode_ns / 1e9,
         "held_by_pins": engine.store.counts.held_by_pins,
     }

@@ -26,6 +26,7 @@ class StoreView:
             is left out).
         variants: names, index 0 is "raw".
         tasks: names of tasks.
+        pristine: whether a raw copy of every stored block is kept, so that recompression may raise quality again.
         never: value of ``entry.next_use`` for what is never asked for again.
     """
 
@@ -39,6 +40,7 @@ class StoreView:
         self.tiers = tuple(tier.name for tier in costs.tiers[:usable_tiers])
         self.variants = costs.variants
         self.tasks = costs.quality.tasks
+        self.pristine = usable_tiers < len(costs.tiers)
         self._used = used
         self._residents = residents
         self._placements = [[Placement(t, v) for v in range(len(costs.variants))] for t in range(usable_tiers)]
@@ -100,6 +102,18 @@ class StoreView:
         """Quality of the entry in a variant as the policy may know it: task mean or noisy estimate."""
         seen = self.costs.quality
         return seen.seen[seen.seen_row[entry.key]][variant]
+
+    def qualities(self, entry: Entry) -> list[float]:
+        """``quality`` in every variant."""
+        seen = self.costs.quality
+        return seen.seen[seen.seen_row[entry.key]]
+
+    def measure_quality(self, key: int, queries: int, turn: int) -> list[float]:
+        """Quality of a block in every variant, measured anew with so many queries; ``turn`` numbers the measurements.
+
+        The time that this takes is the caller's to declare (``Policy.idle_work_s``).
+        """
+        return self.costs.quality.measure(key, queries, turn)
 
     def weight(self, entry: Entry) -> float:
         """Share of a prompt that the entry makes up: 1 for whole contexts, else its tokens / the mean prompt length.

@@ -1,4 +1,4 @@
-"""Synthetic traces by name: Zipf contexts, multi-turn chats, retrieval prompts, AdaptCache's workloads.
+"""Synthetic traces by name: Zipf contexts, multi-turn chats, retrieval prompts, the papers' workloads.
 
 What it is: the table of generators, ``generate_trace``, and the two smallest of them; the same seed
 (and numpy) gives the same bytes.  What it is not: a model of any real service.
@@ -28,6 +28,7 @@ from simkv.traces.arrivals import (
     zipf_shares,
 )
 from simkv.traces.chats import sessions
+from simkv.traces.evicpress import evicpress
 from simkv.traces.trace import Trace, build_trace
 
 __all__ = ["GENERATORS", "generate_trace", "generator_options", "rag", "zipf"]
@@ -187,4 +188,5 @@ GENERATORS: dict[str, Callable[..., Trace]] = {
     "adaptcache-coding": partial(adaptcache, "coding"),
     "adaptcache-qa": partial(adaptcache, "qa"),
     "adaptcache-summarization": partial(adaptcache, "summarization"),
+    "evicpress": evicpress,
 }

@@ -248,11 +248,17 @@ def random_trace(seed: int, *, requests: int = 60, families: int = 4, spread_us:
 VARIANTS = ("raw", "kivi:4", "kivi:2")
 EVERY_POLICY: list[tuple[str, dict[str, Any]]] = [
     ("recompute", {}),
-    *((name, {"variant": v}) for name in POLICIES if name not in ("recompute", "adaptcache") for v in VARIANTS),
+    *((name, {"variant": v}) for name, found in POLICIES.items() if hasattr(found, "variant") for v in VARIANTS),
     ("lru", {"promote": False}),
     ("gdsf", {"cost": "recompute"}),
     ("s3fifo", {"small_share": 0.5}),
     *(("adaptcache", {"preset": p, "alpha": a}) for p in ("code", "paper") for a in (0.001, 1.0, 3000.0)),
     ("adaptcache", {"method": "free", "frequency": "decayed", "window_s": 0.01}),
     ("adaptcache", {"drop_after_uses": 2, "per": "step", "recompute": False}),
+    *(("evicpress", {"alpha": a}) for a in (1e-5, 1e-3, 1.0)),
+    ("evicpress", {"alpha": 3e-4, "frequency": "none", "per": "byte", "drop_from": "best"}),
+    ("evicpress", {"alpha": 3e-3, "insert": "quality", "recompute": False}),
+    ("evicpress", {"alpha": 1e-3, "reprofile_below": 0.001, "reprofile_s": 1e-4, "reprofile_queries": 2}),
+    ("impress", {}),
+    ("impress", {"removed": 0.5, "method": "kivi", "agreement": 0.7, "seed": 1}),
 ]

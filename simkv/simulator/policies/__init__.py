@@ -16,8 +16,10 @@ from simkv.errors import PolicyError, unknown_name
 from simkv.simulator.policies.adaptcache import AdaptCache
 from simkv.simulator.policies.base import Policy
 from simkv.simulator.policies.clairvoyant import Clairvoyant
+from simkv.simulator.policies.evicpress import EvicPress
 from simkv.simulator.policies.fifo import Fifo
 from simkv.simulator.policies.gdsf import Gdsf
+from simkv.simulator.policies.impress import Impress
 from simkv.simulator.policies.lfu import Lfu
 from simkv.simulator.policies.lru import Lru
 from simkv.simulator.policies.recompute import Recompute
@@ -28,8 +30,10 @@ __all__ = ["POLICIES", "Policy", "find_policy", "make_policy"]
 POLICIES: dict[str, type[Policy]] = {
     "adaptcache": AdaptCache,
     "clairvoyant": Clairvoyant,
+    "evicpress": EvicPress,
     "fifo": Fifo,
     "gdsf": Gdsf,
+    "impress": Impress,
     "lfu": Lfu,
     "lru": Lru,
     "recompute": Recompute,

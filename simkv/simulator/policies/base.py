@@ -67,5 +67,13 @@ class Policy:
         """Called when the last request that used a stored entry lets go of it, so that it may move again."""
 
     def rebalance(self, view: StoreView) -> Iterable[Move]:
-        """Moves to carry out now, every ``period_s``; any direction."""
+        """Moves to carry out now, every ``period_s`` and when idle work has ended; any direction."""
         return ()
+
+    def idle_work_s(self, view: StoreView) -> float:
+        """Seconds of profiling that the policy wants to begin now, 0 for none.
+
+        Asked after a first token while a GPU is free; the GPU is held for so long, and ``rebalance`` is called at
+        the end.
+        """
+        return 0.0

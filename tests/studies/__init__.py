@@ -1,0 +1,1 @@
+"""Published figures beside ours: what the studies in ``experiments`` are checked against."""
