@@ -19,7 +19,7 @@ from simkv.errors import ProfileError, unknown_name
 __all__ = ["RAW", "UNMEASURED_PREFILL", "Line", "PrefillFit", "Profile", "TierSpec", "Variant"]
 
 _COMPRESSOR = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
-_KNOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+-]{0,63}")
+_KNOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+%-]{0,63}")
 _NAMED = 4
 
 
@@ -128,8 +128,9 @@ class Profile:
         prefill: cost of recomputing; UNMEASURED_PREFILL without speeds.
         tiers: default tiers, fast to slow; may be empty.
         host_link: link that all loads share on their way to the GPU, or None.
-        quality: rows (task, sample, variant, quality[, quality_train]); one sample is one
-            measured context, its rows are joint over variants.
+        quality: rows (task, sample, variant, quality[, quality_train, and of measured profiles
+            truth, nll, kl, top1, stored_bytes]); one sample is one measured context, its rows are
+            joint over variants.
         provenance: free facts, and ``numbers``: place in the file -> {status, source}.
         sha256: hash of the files that the profile was read from ("" if made in memory).
         size_ratios: every size accounting that is known, by name.

@@ -27,6 +27,7 @@ from simkv.profiler.compressors.pyramidinfer import PyramidInfer
 from simkv.profiler.compressors.pyramidkv import PyramidKV
 from simkv.profiler.compressors.snapkv import SnapKV
 from simkv.profiler.compressors.streamingllm import StreamingLLM
+from simkv.profiler.compressors.tova import TOVA
 from simkv.profiler.compressors.turboquant import TurboQuant
 
 __all__ = ["COMPRESSORS", "Compressor", "compressor_names", "find_compressor", "make_compressor"]
@@ -49,6 +50,7 @@ COMPRESSORS: dict[str, type[Compressor]] = {
     "pyramidkv": PyramidKV,
     "snapkv": SnapKV,
     "streamingllm": StreamingLLM,
+    "tova": TOVA,
     "turboquant": TurboQuant,
 }
 

@@ -1,0 +1,194 @@
+"""A whole measurement of quality, from a plan to a profile folder.
+
+What it is: model, workloads, compressors and rows put together; what ``simkv profile quality`` calls.  What it is not:
+the parts.  A killed measurement goes on from ``OUT.rows.jsonl`` when it is called again with the same plan.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simkv.errors import SimkvError, unknown_name
+from simkv.profile_files import save_profile
+from simkv.profile_types import RAW, Profile
+from simkv.profiler.compressors.base import Compressor
+from simkv.profiler.measured import profile_of
+from simkv.profiler.models import CachedModel, load_model
+from simkv.profiler.plan import Parameters, built, calibrated, default_names, settings_of, thinned
+from simkv.profiler.provenance import facts_of_machine
+from simkv.profiler.quality import Setting, measured_rows
+from simkv.profiler.rows import RowFile
+from simkv.profiler.small import settings as small
+from simkv.profiler.tasks import TASKS, Task
+from simkv.profiler.tasks.base import END
+from simkv.profiler.workloads import Workload, calibration_contexts, generated
+
+__all__ = ["QualityPlan", "measure_quality"]
+
+_CALIBRATION = 2
+_QUICK_CONTEXTS = 4
+_LENGTH = 4096
+
+
+@dataclass(frozen=True)
+class QualityPlan:
+    """What to measure.
+
+    Attributes:
+        model: "small", a Hugging Face name, or a folder.
+        device: "cpu" or "cuda".
+        tasks: names of generated tasks; empty for all.
+        compressors: names as ``make_compressor`` knows them; empty for all that are built in.
+        rates: further knobs by compressor name.
+        parameters: of compressors, by name.
+        contexts, questions: per task, and per context (half of them for policies to learn from).
+        length: tokens of a context; None for 512 with the small model and 4096 (or the window) with others.
+        seed: of the contexts.
+        query_aware: compress after the question is known.
+        quick: four contexts and two knobs of every compressor.
+    """
+
+    model: str = small.NAME
+    device: str = "cpu"
+    tasks: Sequence[str] = ()
+    compressors: Sequence[str] = ()
+    rates: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
+    contexts: int = 64
+    questions: int = 16
+    length: int | None = None
+    seed: int = 0
+    query_aware: bool = False
+    quick: bool = False
+
+
+def measure_quality(plan: QualityPlan, out: Path, progress: Callable[[int, int], None] | None = None) -> Profile:
+    """Measure, and write the profile folder ``out``; ``progress`` takes (finished, all) rows.
+
+    Raises:
+        SimkvError: a plan that cannot be carried out, or a folder that exists.
+    """
+    if out.exists():
+        raise SimkvError(f"{out}: exists already; a profile is never overwritten")
+    model = _model(plan)
+    length = plan.length or (small.LENGTH if plan.model == small.NAME else min(_LENGTH, model.window_tokens))
+    tasks = _tasks(plan)
+    workloads = _workloads(plan, tasks, length)
+    settings, compressors = _settings(plan, model, tasks, length)
+    identity = _identity(plan, model, workloads, length)
+    rows = RowFile(out.with_name(out.name + ".rows.jsonl"), identity, {str(s.variant): repr(s) for s in settings})
+    try:
+        _measure(model, workloads, settings, rows, plan.query_aware, progress)
+        variants = [setting.variant for setting in settings]
+        wanted = {str(variant) for variant in (RAW, *variants)}
+        kept = [row for row in rows.rows.values() if row.variant in wanted]
+        facts = _facts(plan, identity, compressors, sum(row.seconds for row in kept))
+        profile = profile_of(out.name, model, variants, kept, facts)
+        save_profile(profile, out)
+    finally:
+        rows.close()
+    rows.remove()
+    return profile
+
+
+def _measure(
+    model: CachedModel,
+    workloads: Sequence[Workload],
+    settings: Sequence[Setting],
+    rows: RowFile,
+    query_aware: bool,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    total = sum(workload.count for workload in workloads) * (len(settings) + 1)
+    names = [str(RAW), *(str(setting.variant) for setting in settings)]
+    finished = sum(
+        rows.has(workload.task, sample, name)
+        for workload in workloads
+        for sample in range(workload.count)
+        for name in names
+    )
+    tell = progress or (lambda done, of: None)
+    tell(finished, total)
+    for workload in workloads:
+        for row in measured_rows(model, workload, settings, rows.has, query_aware):
+            rows.add(row)
+            finished += 1
+            tell(finished, total)
+
+
+def _model(plan: QualityPlan) -> CachedModel:
+    if plan.model == small.NAME:
+        return small.load_cached(device=plan.device)
+    return load_model(plan.model, plan.device)
+
+
+def _tasks(plan: QualityPlan) -> dict[str, Task]:
+    known: Mapping[str, Task] = TASKS
+    for name in plan.tasks:
+        if name not in known:
+            raise SimkvError(unknown_name("task", name, known))
+    return {name: known[name] for name in plan.tasks or known}
+
+
+def _workloads(plan: QualityPlan, tasks: Mapping[str, Task], length: int) -> list[Workload]:
+    if plan.questions < 2:
+        raise SimkvError(f"{plan.questions} questions per context; at least 2, half for policies and half to score")
+    contexts = min(plan.contexts, _QUICK_CONTEXTS) if plan.quick else plan.contexts
+    return [generated(task, contexts, plan.questions, length, plan.seed, END) for task in tasks.values()]
+
+
+def _settings(
+    plan: QualityPlan, model: CachedModel, tasks: Mapping[str, Task], length: int
+) -> tuple[list[Setting], list[Compressor]]:
+    names = plan.compressors or default_names()
+    for name in plan.rates:
+        if name not in names:
+            raise SimkvError(f"further knobs of {name}, which is not measured; measured: {', '.join(names)}")
+    parameters = dict(plan.parameters)
+    rates = dict(plan.rates)
+    if plan.model == small.NAME:
+        parts = {part for name in names for part in name.removeprefix("chain:").split("+")}
+        parts |= {"snapkv", "kivi"} if "chain" in names else set()
+        for name in parts & small.PARAMETERS.keys():
+            parameters[name] = {**small.PARAMETERS[name], **parameters.get(name, {})}
+        rates = {name: small.PUBLISHED_RATES[name] for name in parts & small.PUBLISHED_RATES.keys()} | rates
+    contexts = [
+        context for task in tasks.values() for context in calibration_contexts(task, _CALIBRATION, length, plan.seed)
+    ]
+    caches = [model.prefill(context.tokens.tolist())[0] for context in contexts]
+    compressors = calibrated(built(names, parameters), caches)
+    settings = settings_of(compressors, rates)
+    return (thinned(settings) if plan.quick else settings), compressors
+
+
+def _identity(plan: QualityPlan, model: CachedModel, workloads: Sequence[Workload], length: int) -> dict[str, Any]:
+    """What every row depends on."""
+    return {
+        "model": model.name,
+        **({"weights_sha256": small.weights_hash()} if plan.model == small.NAME else {}),
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "tasks": [workload.task for workload in workloads],
+        "contexts": workloads[0].count,
+        "questions": plan.questions,
+        "context_tokens": length,
+        "seed": plan.seed,
+        "query_aware": plan.query_aware,
+    }
+
+
+def _facts(
+    plan: QualityPlan, identity: Mapping[str, Any], compressors: Sequence[Compressor], seconds: float
+) -> dict[str, Any]:
+    """For ``[provenance]``."""
+    kind = "small model trained on synthetic tasks" if plan.model == small.NAME else plan.model
+    shared = {compressor.name: compressor.shared_bytes() for compressor in compressors if compressor.shared_bytes()}
+    return {
+        "summary": f"measured quality and sizes: {kind}, contexts of {identity['context_tokens']} tokens",
+        "label": "synthetic, small model" if plan.model == small.NAME else "generated tasks",
+        **{key: value for key, value in identity.items() if key != "model"},
+        "wall_time_s": round(seconds, 1),
+        "parameters": {compressor.name: repr(compressor) for compressor in compressors},
+        "shared_bytes": shared,
+        **facts_of_machine(plan.device),
+    }
