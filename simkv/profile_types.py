@@ -5,9 +5,11 @@ What it is: frozen types with their arithmetic, numpy and pandas only.  What it 
 re-exports everything here and is the module to import from).
 """
 
+import hashlib
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -191,6 +193,21 @@ class Profile:
         if variant == RAW:
             return 1.0
         raise ProfileError(f"profile {self.name}: task {task} has no quality of {variant}")
+
+    def with_tasks(self, names: Mapping[str, str]) -> "Profile":
+        """The profile whose tasks go by further names too: {name in a trace: task of this profile}.
+
+        Raises ProfileError for a task that is not there, and for a name that is a task already.
+        """
+        if not names:
+            return self
+        parts = [self.quality]
+        for name, task in names.items():
+            if name in self.tasks:
+                raise ProfileError(f"profile {self.name}: {name} is one of its tasks already; it cannot stand for {task}")
+            parts.append(self._rows(task).assign(task=name))
+        told = hashlib.sha256(f"tasks {self.sha256} {sorted(names.items())}".encode()).hexdigest()
+        return replace(self, quality=pd.concat(parts, ignore_index=True), sha256=told)
 
     def require_speeds(self) -> None:
         """Raise ProfileError naming what is missing unless every variant has its speed numbers.

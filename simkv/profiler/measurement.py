@@ -12,6 +12,7 @@ from typing import Any
 from simkv.errors import SimkvError, unknown_name
 from simkv.profile_files import save_profile
 from simkv.profile_types import RAW, Profile
+from simkv.profiler.compressors.adapters.kvpress import KvpressDropper
 from simkv.profiler.compressors.base import Compressor
 from simkv.profiler.measured import profile_of
 from simkv.profiler.models import CachedModel, load_model
@@ -157,9 +158,14 @@ def _settings(
         context for task in tasks.values() for context in calibration_contexts(task, _CALIBRATION, length, plan.seed)
     ]
     caches = [model.prefill(context.tokens.tolist())[0] for context in contexts]
-    compressors = calibrated(built(names, parameters), caches)
+    compressors = calibrated(_attached(built(names, parameters), model), caches)
     settings = settings_of(compressors, rates)
     return (thinned(settings) if plan.quick else settings), compressors
+
+
+def _attached(compressors: Sequence[Compressor], model: CachedModel) -> list[Compressor]:
+    """Presses of kvpress act inside the model's prefill, so they must know the model."""
+    return [c.attached(model) if isinstance(c, KvpressDropper) else c for c in compressors]
 
 
 def _identity(plan: QualityPlan, model: CachedModel, workloads: Sequence[Workload], length: int) -> dict[str, Any]:

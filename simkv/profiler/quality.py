@@ -13,6 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from simkv.errors import SimkvError
 from simkv.profile_types import RAW, Variant
 from simkv.profiler.compressors.base import Compressor, CompressorError, DecodedCache, KVCache, PrefillContext
 from simkv.profiler.models import CachedModel
@@ -163,9 +164,10 @@ class _Measure:
         try:
             payload = setting.compressor.encode(cache, side, setting.knob).payload
             decoded = setting.compressor.decode(payload, self.model.device)
-        except CompressorError as error:
+        except Exception as error:  # a plug-in's code may fail in any way
             place = f"task {self.workload.task}, context {self.sample}, variant {setting.variant}"
-            raise CompressorError(f"{place}: {error}") from error
+            what = str(error) if isinstance(error, SimkvError) else f"{type(error).__name__}: {error}"
+            raise CompressorError(f"{place}: {what}") from error
         shape = cache.shape
         fits = len(decoded.keys) == len(decoded.values) == shape.layers and decoded.next_position == shape.tokens
         sides = zip(decoded.keys, decoded.values, strict=False)
