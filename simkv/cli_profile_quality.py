@@ -14,6 +14,9 @@ from simkv.errors import SimkvError
 
 __all__ = ["add_quality"]
 
+_Model = Annotated[
+    str, typer.Option(help='"small" (comes with simkv), "small:FOLDER", a Hugging Face name, or a folder.')
+]
 _Names = Annotated[str | None, typer.Option(metavar="A,B", help="Compressors, default all built-in ones.")]
 
 
@@ -24,8 +27,11 @@ def add_quality(app: typer.Typer) -> None:
 
 def quality(
     out: Annotated[Path, typer.Option(help="Folder of the new profile; its name becomes the profile's.")],
-    model: Annotated[str, typer.Option(help='"small" (comes with simkv), a Hugging Face name, or a folder.')] = "small",
+    model: _Model = "small",
     tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Generated tasks, default all.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="LongBench-format JSON lines, a task of its own; repeatable.")
+    ] = None,
     compressors: _Names = None,
     variants: Annotated[str | None, typer.Option(metavar="A,B", help="Further variants, like kivi:5.")] = None,
     contexts: Annotated[int, typer.Option(min=1, help="Contexts per task.")] = 64,
@@ -57,6 +63,7 @@ def quality(
         model=model,
         device=device,
         tasks=_listed(tasks),
+        files=file or [],
         compressors=_listed(compressors),
         rates=rates,
         parameters=parsed_parameters(changes(set_)),

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from simkv.errors import SimkvError
 from simkv.profiler.attention import IMPLEMENTATION, Capture, capturing, masked_to
 from simkv.profiler.compressors.base import DecodedCache, KVCache, PrefillContext
 
-__all__ = ["CachedModel", "load_model"]
+__all__ = ["CachedModel", "load_model", "load_tokenizer"]
 
 
 class CachedModel:
@@ -190,6 +190,18 @@ def load_model(name: str, device: str = "cpu") -> CachedModel:
         raise SimkvError(f"model {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     model.to(torch.device(device))
     return CachedModel(model, Path(name).name)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that belongs to a model's name or folder; local files only when offline.
+
+    Code that comes with a model is never run.  Raises SimkvError when there is none.
+    """
+    local = Path(name).is_dir() or os.environ.get("HF_HUB_OFFLINE") == "1"
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise SimkvError(f"model {name}: has no tokenizer: {' '.join(str(error).split())[:300]}") from error
 
 
 def _refuse_unusual(config: Any, name: str) -> None:

@@ -13,7 +13,16 @@ from simkv.profiler.compressors.base import Compressor, CompressorError, KVCache
 from simkv.profiler.compressors.chain import Chain
 from simkv.profiler.quality import Setting
 
-__all__ = ["Parameters", "built", "calibrated", "default_names", "parsed_parameters", "settings_of", "thinned"]
+__all__ = [
+    "Parameters",
+    "built",
+    "calibrated",
+    "default_names",
+    "parsed_parameters",
+    "parts_of",
+    "settings_of",
+    "thinned",
+]
 
 Parameters = Mapping[str, Mapping[str, Any]]
 """Parameters by compressor name: {"kivi": {"residual": 32}}."""
@@ -60,9 +69,21 @@ def built(names: Iterable[str], parameters: Parameters) -> list[Compressor]:
     return made
 
 
+def parts_of(names: Iterable[str]) -> set[str]:
+    """Names of compressors, and of the parts of those that are chains."""
+    found = set(names)
+    for name in names:
+        if name == "chain" or name.startswith(_CHAIN):
+            found |= set(_chain_name(name).removeprefix(_CHAIN).split("+"))
+    return found
+
+
+def _chain_name(name: str) -> str:
+    return f"{_CHAIN}{Chain().parts}" if name == "chain" else name
+
+
 def _made(name: str, parameters: Parameters) -> Compressor:
-    if name == "chain":
-        name = f"{_CHAIN}{Chain().parts}"
+    name = _chain_name(name)
     if not name.startswith(_CHAIN):
         return make_compressor(name, **parameters.get(name, {}))
     plain = make_compressor(name)

@@ -111,6 +111,12 @@ class _Measure:
         self.questions = self.context.questions
         self.longest = max(len(question.answer) for question in self.questions) + self.workload.spare_tokens
         self.tokens = self.context.tokens.tolist()
+        asked = max(len(question.query) for question in self.questions) + self.longest
+        if len(self.tokens) + asked > self.model.window_tokens:
+            raise SimkvError(
+                f"task {self.workload.task}, context {self.sample}: {len(self.tokens)} tokens and up to {asked} of "
+                f"question and answer; model {self.model.name} has a window of {self.model.window_tokens}"
+            )
         needs: frozenset[str] = frozenset().union(*(setting.compressor.needs for setting in self.settings))
         self.window = max([_WINDOW, *(getattr(setting.compressor, "window", 0) for setting in self.settings)])
         self.cache, self.side = self.model.prefill(self.tokens, needs, self.window)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from simkv.cli import app
@@ -25,6 +26,7 @@ from simkv.profiler.tasks import TASKS
 from simkv.profiler.tasks.base import END
 from simkv.profiler.workloads import calibration_contexts, generated
 from simkv.profiles import load_profile
+from tests.profiler.text_tokenizers import trained
 
 SHORT = QualityPlan(tasks=("qa",), compressors=("kivi", "streamingllm"), contexts=2, questions=6, length=192)
 
@@ -215,9 +217,7 @@ def test_plans_that_cannot_be_carried_out_are_one_clear_error(tmp_path: Path) ->
         ),
         "further knobs of int8, which is not measured": QualityPlan(compressors=("kivi",), rates={"int8": ["g16"]}),
         "1 questions per context": QualityPlan(questions=1),
-        "knob '99'": QualityPlan(
-            tasks=("qa",), compressors=("kivi",), rates={"kivi": ["99"]}, contexts=1, length=128
-        ),
+        "knob '99'": QualityPlan(tasks=("qa",), compressors=("kivi",), rates={"kivi": ["99"]}, contexts=1, length=128),
     }
     for message, plan in cases.items():
         with pytest.raises(SimkvError, match=message):
@@ -248,6 +248,48 @@ def test_a_cache_that_does_not_fit_the_model_is_refused(model: CachedModel) -> N
     """A plug-in's mistake is named, not averaged."""
     with pytest.raises(CompressorError, match="variant shrunk: its decoded cache does not fit"):
         _rows(model, [Setting(Variant("shrunk"), _Shrunk(), "")])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with multi-head attention and a tokenizer, as a user's folder has them."""
+    where = tmp_path_factory.mktemp("hf") / "tiny"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokenizer = trained()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes))
+    model.save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    return where
+
+
+def test_any_model_is_measured_on_text_and_on_a_users_file(folder: Path, tmp_path: Path) -> None:
+    """A Hugging Face folder answers generated text tasks and a LongBench-format file, by the command line."""
+    rows = [
+        {"context": "The key of the door is red. " * 30, "question": f"Which {i}?", "answers": ["red"]}
+        for i in range(4)
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = ["--contexts", "2", "--questions", "4", "--tokens", "600", "--compressors", "kivi,snapkv", "--json"]
+    given = ["--tasks", "needle", "--file", str(tmp_path / "mine.jsonl"), "--out", str(tmp_path / "p"), *few]
+    done = CliRunner().invoke(app, ["profile", "quality", "--model", str(folder), *given])
+    assert 0 == done.exit_code, done.output
+    profile = load_profile(tmp_path / "p")
+    assert ("needle", "mine") == profile.tasks
+    assert 2 == profile.samples("needle") and 1 == profile.samples("mine")
+    assert 2 * 2 * 64 * 2 == profile.kv_bytes_per_token
+    assert {"mine"} == profile.provenance["files"].keys()
+    mildest, harshest = (profile.mean_quality("needle", Variant.parse(name)) for name in ("kivi:8", "snapkv:0.1"))
+    assert harshest < mildest <= 1.0
+
+
+def test_questions_must_fit_the_window(folder: Path, tmp_path: Path) -> None:
+    """A context that leaves no room for its questions is refused before anything is wrong."""
+    plan = QualityPlan(model=str(folder), tasks=("qa",), compressors=("int8",), contexts=1, length=2040)
+    with pytest.raises(SimkvError, match="has a window of 2048"):
+        measure_quality(plan, tmp_path / "p")
+    with pytest.raises(SimkvError, match="text needs another model"):
+        measure_quality(QualityPlan(files=(tmp_path / "x.jsonl",)), tmp_path / "p")
 
 
 def test_parameters_reach_a_chains_parts() -> None:
