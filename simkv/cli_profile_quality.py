@@ -15,7 +15,10 @@ from simkv.errors import SimkvError
 __all__ = ["add_quality"]
 
 _Model = Annotated[
-    str, typer.Option(help='"small" (comes with simkv), "small:FOLDER", a Hugging Face name, or a folder.')
+    str,
+    typer.Option(
+        help='"small" (comes with simkv), "small-plain" (no key outliers), "small:FOLDER", or a Hugging Face name.'
+    ),
 ]
 _Names = Annotated[str | None, typer.Option(metavar="A,B", help="Compressors, default all built-in ones.")]
 

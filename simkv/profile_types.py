@@ -159,7 +159,7 @@ class Profile:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks with quality rows, in order of first appearance; empty without any."""
-        return tuple(dict.fromkeys(self.quality["task"]))
+        return tuple(self.quality["task"].unique())
 
     def samples(self, task: str) -> int:
         """Number of measured samples (contexts) of ``task``.  Raises ProfileError for an unknown task."""

@@ -35,7 +35,8 @@ class QualityPlan:
     """What to measure.
 
     Attributes:
-        model: "small", "small:FOLDER" for one trained like it, a Hugging Face name, or a folder.
+        model: "small", "small-plain" (without key outliers), "small:FOLDER" for one trained like it, a Hugging
+            Face name, or a folder.
         device: "cpu" or "cuda".
         tasks: names of generated tasks; empty for all, or for none where there are files.
         files: LongBench-format files, one task each, besides the generated tasks.

@@ -24,6 +24,7 @@ __all__ = ["Source", "open_source"]
 _LENGTH = 4096
 _SPARE_TOKENS = 32
 _SMALL = f"{small.NAME}:"
+_PLAIN = f"{small.NAME}-plain"
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,14 @@ class Source:
 
 
 def open_source(name: str, device: str) -> Source:
-    """By name: "small", "small:FOLDER" for one trained like it, or a Hugging Face name or folder.
+    """By name: "small", "small-plain" (without key outliers), "small:FOLDER", or a Hugging Face name or folder.
 
     Raises:
         SimkvError: a model that cannot be loaded, or has an unusual cache.
     """
-    if name == small.NAME or name.startswith(_SMALL):
-        return _small(Path(name.removeprefix(_SMALL)) if name != small.NAME else small.WEIGHTS, device)
+    if name in (small.NAME, _PLAIN) or name.startswith(_SMALL):
+        folder = Path(name.removeprefix(_SMALL)) if name.startswith(_SMALL) else small.WEIGHTS
+        return _small(folder, device, outliers=name != _PLAIN)
     model = load_model(name, device)
     tokenizer: Tokenizer = load_tokenizer(name)
     length = min(_LENGTH, model.window_tokens * 3 // 4)
@@ -86,12 +88,13 @@ def open_source(name: str, device: str) -> Source:
     return Source(model, text_tasks(tokenizer), stop_token(tokenizer), _SPARE_TOKENS, length, tokenizer, facts)
 
 
-def _small(folder: Path, device: str) -> Source:
-    model = small.load_cached(folder, device=device)
+def _small(folder: Path, device: str, outliers: bool) -> Source:
+    model = small.load_cached(folder, outliers, device)
     facts = {
         "summary": "measured quality and sizes of the project's small model, trained on synthetic tasks",
         "label": "synthetic, small model",
         "weights_sha256": small.weights_hash(folder),
+        "key_outliers": "put in" if outliers else "none, as trained",
     }
     length = min(small.LENGTH, model.window_tokens // 2)
     return Source(model, TASKS, END, 0, length, None, facts, small.PARAMETERS, small.PUBLISHED_RATES)
