@@ -204,7 +204,7 @@ class Profile:
         parts = [self.quality]
         for name, task in names.items():
             if name in self.tasks:
-                raise ProfileError(f"profile {self.name}: {name} is one of its tasks already; it cannot stand for {task}")
+                raise ProfileError(f"profile {self.name}: {name} is a task of its own and cannot stand for {task}")
             parts.append(self._rows(task).assign(task=name))
         told = hashlib.sha256(f"tasks {self.sha256} {sorted(names.items())}".encode()).hexdigest()
         return replace(self, quality=pd.concat(parts, ignore_index=True), sha256=told)
