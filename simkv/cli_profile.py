@@ -1,18 +1,20 @@
-"""The verbs of ``simkv profile``: list, show, check.
+"""The verbs of ``simkv profile``: list, show, check, compose.
 
-What it is: parsing and printing around ``simkv.profiles``.  What it is not: reading or checking profiles.
+What it is: parsing and printing around ``simkv.profiles``.  What it is not: reading or checking profiles, or the tables
+of their quality (``cli_profile_statistics.py``).
 """
 
 import dataclasses
 import math
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simkv.cli_output import duration, fixed, print_json, print_pairs, print_table
-from simkv.cli_verb import Debug, JsonText, Verb, Verbose
-from simkv.errors import ProfileError
+from simkv.cli_verb import Debug, JsonText, Verb, Verbose, say
+from simkv.errors import ConfigError, ProfileError
 from simkv.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,15 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["profile_app"]
 
 _TOKENS = 10_000
+_QUALITIES = (0.99, 0.95, 0.9, 0.8)
+_MOST_QUALITY = 1.5
+_SIDES = ("quality_of", "speeds_of")
 
-profile_app = typer.Typer(no_args_is_help=True, help="Show and check measured or published profiles.")
+profile_app = typer.Typer(no_args_is_help=True, help="Show, check and combine measured or published profiles.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A profile of `simkv profile list`, or a path.")]
 
 
 @profile_app.callback()
 def profile(verbose: Verbose = False, debug: Debug = False) -> None:
-    """Show and check measured or published profiles."""
+    """Show, check and combine measured or published profiles."""
 
 
 @profile_app.command("list", cls=Verb, epilog="Example: simkv profile list")
@@ -64,46 +69,67 @@ def _listed(name: str) -> dict[str, Any]:
     }
 
 
-@profile_app.command(cls=Verb, epilog="Example: simkv profile show adaptcache-a100-1gbps --sizes nominal")
+@profile_app.command(cls=Verb, epilog="Example: simkv profile show adaptcache-a100-1gbps --plot quality.png")
 def show(
     name: Name,
     sizes: Annotated[str | None, typer.Option(help="Size accounting: measured or nominal.")] = None,
+    at_quality: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="Q", help="Which compressor wins at this quality, repeatable.  [default: 0.99 0.95 0.9 0.8]"
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw quality over size: .png, .pdf, .svg.")] = None,
+    log_x: Annotated[bool, typer.Option("--log-x", help="With --plot: logarithmic size axis.")] = False,
+    plot_from: Annotated[
+        float | None, typer.Option(metavar="Q", help="With --plot: quality at which the axis begins.")
+    ] = None,
     as_json: JsonText = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Show a profile: variants with size and quality, speeds, tiers, and where the numbers come from."""
-    from simkv.profiles import describe, load_profile
+    """Show a profile: sizes and quality, which compressor wins where, speeds, and where the numbers come from."""
+    from simkv.cli_profile_statistics import print_quality, print_statistics, statistics, variant_rows
+    from simkv.profile_statistics import quality_points
+    from simkv.profiles import load_profile
 
+    targets = _targets(at_quality)
+    if plot is None and (log_x or plot_from is not None):
+        raise ConfigError(f"{'--log-x' if log_x else '--plot-from'} has an effect with --plot only")
     found = load_profile(name, sizes)
-    variants = describe(found)
+    points = quality_points(found)
+    if plot is not None:
+        from simkv.figures import save_figure
+        from simkv.figures.quality_size import quality_size
+
+        save_figure(quality_size(points, log_x=log_x, lowest=plot_from), plot)
+    variants = variant_rows(found, points)
     if as_json:
-        print_json(_facts(found, variants))
+        print_json({**_facts(found, variants), "statistics": statistics(found, targets)})
         return
     print_pairs(_head(found))
-    print("\nQuality by task (* on the Pareto front of size ratio and mean quality)")
-    print_table(
-        ["variant", "", "size ratio", *found.tasks, "mean"],
-        [
-            [
-                row["variant"],
-                "*" if row["pareto"] else "",
-                fixed(row["size_ratio"], 4),
-                *(fixed(row["quality"][task]) for task in found.tasks),
-                fixed(row["mean_quality"]),
-            ]
-            for row in variants
-        ],
-        text=2,
-    )
+    print_quality(found, variants)
+    print_statistics(found, targets)
     _print_speeds(found)
     _print_tiers(found)
     print("\nWhere the numbers come from (count of numbers by status)")
     print_pairs(_origins(found))
+    if plot is not None:
+        print(f"\nfigure: {plot}")
+
+
+def _targets(qualities: list[float] | None) -> list[float]:
+    """Qualities to compare sizes at.  Raises ConfigError for one that is no quality."""
+    for quality in qualities or []:
+        if not 0 < quality <= _MOST_QUALITY:
+            allowed = f"above 0 and at most {_MOST_QUALITY}, since quality is relative to raw (1.0; not percent)"
+            raise ConfigError(f"--at-quality {quality:g}: it must be {allowed}")
+    return qualities or list(_QUALITIES)
 
 
 def _head(found: "Profile") -> list[tuple[str, str]]:
     facts = [(key, str(value)) for key, value in found.provenance.items() if isinstance(value, str)]
+    facts += [(key.replace("_", " "), _side(found.provenance[key])) for key in _SIDES if key in found.provenance]
     return [
         ("profile", found.name),
         (
@@ -117,6 +143,12 @@ def _head(found: "Profile") -> list[tuple[str, str]]:
     ]
 
 
+def _side(facts: Any) -> str:
+    """One of the two profiles that a composed one was made of."""
+    known = facts.get("profile", {}) if isinstance(facts, dict) else {}
+    return f"{known.get('name', 'unknown')} ({known.get('model', 'unknown')})"
+
+
 def _prefill(found: "Profile") -> str:
     if math.isnan(found.prefill.per_token_s):
         return "unknown: combine with the speeds of another profile"
@@ -124,6 +156,8 @@ def _prefill(found: "Profile") -> str:
 
 
 def _print_speeds(found: "Profile") -> None:
+    if not (found.decode_lines or found.encode_lines or found.load_lines):
+        return
     tiers = [tier.name for tier in found.tiers] if found.load_lines else []
     print(f"\nMilliseconds for a context of {_TOKENS:,} tokens")
     print_table(
@@ -215,3 +249,31 @@ def check(name: Name, verbose: Verbose = False, debug: Debug = False) -> None:
     speeds = "no speeds" if math.isnan(found.prefill.per_token_s) else "with speeds"
     parts = [f"{len(found.variants)} variants", f"{len(found.tasks)} tasks", f"{len(found.tiers)} tiers", speeds]
     print(f"OK: {found.name}: {', '.join(parts)}")
+
+
+@profile_app.command(
+    cls=Verb, epilog="Example: simkv profile compose measured adaptcache-a100-1gbps --out profiles/both"
+)
+def compose(
+    quality: Annotated[str, typer.Argument(metavar="QUALITY", help="Profile whose sizes and quality are taken.")],
+    speeds: Annotated[str, typer.Argument(metavar="SPEEDS", help="Profile whose model, speeds and tiers are taken.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder of the profile.")],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name.  [default: QUALITY+SPEEDS]", show_default=False)
+    ] = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Put the quality and sizes of one profile and the model, KV bytes, speeds and tiers of another together."""
+    from simkv import profiles
+
+    quality_of, speeds_of = profiles.load_profile(quality), profiles.load_profile(speeds)
+    both = profiles.compose(quality_of, speeds_of)
+    if name is not None:
+        both = dataclasses.replace(both, name=name)
+    profiles.save_profile(both, out)
+    print(f"{out}: {both.name}, {both.provenance['summary']}; {len(both.variants)} variants, {len(both.tasks)} tasks")
+    for side, without in ((quality_of, "speeds"), (speeds_of, "quality")):
+        left_out = [str(variant) for variant in side.variants if variant not in both.variants]
+        if left_out:
+            say(f"left out of {side.name}, for want of {without}: {', '.join(left_out)}")

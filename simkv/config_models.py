@@ -103,11 +103,15 @@ class TraceConfig(_Section):
 
 
 class ProfileConfig(_Section):
-    """Whose qualities, sizes and speeds: shipped profiles or paths.  ``sizes`` None is the profile's own choice."""
+    """Whose qualities, sizes and speeds: shipped profiles or paths.  ``sizes`` None is the profile's own choice.
+
+    ``tasks`` says which of the profile's tasks stands for a task of the trace, {trace's: profile's}.
+    """
 
     name: Text
     sizes: Literal["measured", "nominal"] | None = None
     speeds: Text | None = None
+    tasks: dict[str, str] = Field(default_factory=dict)
 
 
 class LinkConfig(_Section):

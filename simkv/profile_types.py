@@ -5,9 +5,11 @@ What it is: frozen types with their arithmetic, numpy and pandas only.  What it 
 re-exports everything here and is the module to import from).
 """
 
+import hashlib
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from simkv.errors import ProfileError, unknown_name
 __all__ = ["RAW", "UNMEASURED_PREFILL", "Line", "PrefillFit", "Profile", "TierSpec", "Variant"]
 
 _COMPRESSOR = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
-_KNOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+-]{0,63}")
+_KNOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+%-]{0,63}")
 _NAMED = 4
 
 
@@ -128,8 +130,9 @@ class Profile:
         prefill: cost of recomputing; UNMEASURED_PREFILL without speeds.
         tiers: default tiers, fast to slow; may be empty.
         host_link: link that all loads share on their way to the GPU, or None.
-        quality: rows (task, sample, variant, quality[, quality_train]); one sample is one
-            measured context, its rows are joint over variants.
+        quality: rows (task, sample, variant, quality[, quality_train, and of measured profiles
+            truth, nll, kl, top1, stored_bytes]); one sample is one measured context, its rows are
+            joint over variants.
         provenance: free facts, and ``numbers``: place in the file -> {status, source}.
         sha256: hash of the files that the profile was read from ("" if made in memory).
         size_ratios: every size accounting that is known, by name.
@@ -156,7 +159,7 @@ class Profile:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks with quality rows, in order of first appearance; empty without any."""
-        return tuple(dict.fromkeys(self.quality["task"]))
+        return tuple(self.quality["task"].unique())
 
     def samples(self, task: str) -> int:
         """Number of measured samples (contexts) of ``task``.  Raises ProfileError for an unknown task."""
@@ -190,6 +193,21 @@ class Profile:
         if variant == RAW:
             return 1.0
         raise ProfileError(f"profile {self.name}: task {task} has no quality of {variant}")
+
+    def with_tasks(self, names: Mapping[str, str]) -> "Profile":
+        """The profile whose tasks go by further names too: {name in a trace: task of this profile}.
+
+        Raises ProfileError for a task that is not there, and for a name that is a task already.
+        """
+        if not names:
+            return self
+        parts = [self.quality]
+        for name, task in names.items():
+            if name in self.tasks:
+                raise ProfileError(f"profile {self.name}: {name} is a task of its own and cannot stand for {task}")
+            parts.append(self._rows(task).assign(task=name))
+        told = hashlib.sha256(f"tasks {self.sha256} {sorted(names.items())}".encode()).hexdigest()
+        return replace(self, quality=pd.concat(parts, ignore_index=True), sha256=told)
 
     def require_speeds(self) -> None:
         """Raise ProfileError naming what is missing unless every variant has its speed numbers.

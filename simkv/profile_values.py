@@ -37,7 +37,9 @@ _STATUSES = ("published", "notes", "authors-code", "digitised", "inferred", "fit
 _MAX_QUALITY = 1.5
 _SAME_FRACTION = 1e-6
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-_COLUMNS = ("task", "sample", "variant", "quality", "quality_train", "removed")
+_KEYS = ("task", "sample", "variant", "quality")
+_EXTRAS = {"truth": _MAX_QUALITY, "nll": math.inf, "kl": math.inf, "top1": 1.0, "stored_bytes": 2.0**53}
+_COLUMNS = (*_KEYS, "quality_train", *_EXTRAS, "removed")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -171,9 +173,11 @@ def _positive_bytes(row: CheckedTable, key: str) -> int:
 def parse_quality(path: Path, raw: bytes, variants: Iterable[str]) -> pd.DataFrame:
     """Quality rows (task, sample, variant, quality[, quality_train]) of a CSV file, in file order.
 
-    Every (task, sample) must have a row for every variant that its task has.  An optional column
-    ``removed`` (fraction of tokens removed) is checked against the knob and left out.  Raises
-    ProfileError naming the line.
+    Every (task, sample) must have a row for every variant that its task has.  Measured profiles add ``truth`` (score
+    against the right answer), ``nll`` (of the right answer, nats per token), ``kl`` (to the uncompressed cache's
+    predictions, nats per token), ``top1`` (share of tokens that both predict) and ``stored_bytes``.  An optional
+    column ``removed`` (fraction of tokens removed) is checked against the knob and left out.  Raises ProfileError
+    naming the line.
     """
     reader = csv.reader(io.StringIO(_decoded(path, raw)), strict=True)
     rows: dict[tuple[str, int, str], list[float]] = {}
@@ -181,7 +185,7 @@ def parse_quality(path: Path, raw: bytes, variants: Iterable[str]) -> pd.DataFra
     try:
         header = next(reader, [])
         _check_header(path, header)
-        kept = [name for name in ("quality", "quality_train") if name in header]
+        kept = [name for name in ("quality", "quality_train", *_EXTRAS) if name in header]
         for cells in reader:
             place = f"{path}: line {reader.line_num}"
             if len(cells) != len(header):
@@ -190,7 +194,7 @@ def parse_quality(path: Path, raw: bytes, variants: Iterable[str]) -> pd.DataFra
             key = _row_key(place, row, known)
             if key in rows:
                 raise ProfileError(f"{place}: a second row for task {key[0]}, sample {key[1]}, variant {key[2]}")
-            rows[key] = [_quality(place, name, row[name]) for name in kept]
+            rows[key] = [_measured(place, name, row[name]) for name in kept]
             _check_removed(place, row.get("removed", ""), key[2])
     except csv.Error as error:
         raise ProfileError(f"{path}: line {reader.line_num}: not a CSV file: {one_line(error)}") from error
@@ -200,6 +204,8 @@ def parse_quality(path: Path, raw: bytes, variants: Iterable[str]) -> pd.DataFra
     frame = pd.DataFrame(list(rows), columns=["task", "sample", "variant"])
     for position, name in enumerate(kept):
         frame[name] = [values[position] for values in rows.values()]
+    if "stored_bytes" in frame:
+        frame["stored_bytes"] = frame["stored_bytes"].astype("int64")
     return frame
 
 
@@ -214,9 +220,9 @@ def _check_header(path: Path, header: list[str]) -> None:
     for name in header:
         if name not in _COLUMNS:
             raise ProfileError(f"{path}: line 1: {unknown_name('column', name[:64], _COLUMNS)}")
-    missing = [name for name in _COLUMNS[:4] if name not in header]
+    missing = [name for name in _KEYS if name not in header]
     if missing or len(set(header)) != len(header):
-        raise ProfileError(f"{path}: line 1: the header must name each of {', '.join(_COLUMNS[:4])} once")
+        raise ProfileError(f"{path}: line 1: the header must name each of {', '.join(_KEYS)} once")
 
 
 def _row_key(place: str, row: dict[str, str], known: set[str]) -> tuple[str, int, str]:
@@ -228,6 +234,20 @@ def _row_key(place: str, row: dict[str, str], known: set[str]) -> tuple[str, int
     if variant not in known:
         raise ProfileError(f"{place}: {unknown_name('variant', variant[:64], known)}")
     return task, int(sample), variant
+
+
+def _measured(place: str, name: str, text: str) -> float:
+    if name not in _EXTRAS:
+        return _quality(place, name, text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    most = _EXTRAS[name]
+    if not (0 <= value <= most and math.isfinite(value)):
+        allowed = "a number of at least 0" if math.isinf(most) else f"a number from 0 to {most:g}"
+        raise ProfileError(f"{place}: {name} is {text[:80]!r}; it must be {allowed}")
+    return value
 
 
 def _quality(place: str, name: str, text: str) -> float:

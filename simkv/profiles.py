@@ -93,7 +93,7 @@ def compose(quality_of: Profile, speeds_of: Profile) -> Profile:
         decode_lines=_only(speeds_of.decode_lines, chosen),
         encode_lines=_only(speeds_of.encode_lines, chosen),
         quality=quality,
-        provenance=_composed_provenance(quality_of, speeds_of),
+        provenance=_composed_provenance(quality_of, speeds_of, kept),
         sha256=hashlib.sha256(f"compose {quality_of.sha256} {speeds_of.sha256}".encode()).hexdigest(),
     )
 
@@ -102,24 +102,24 @@ def _only(table: dict[Variant, Any], chosen: set[Variant]) -> dict[Variant, Any]
     return {variant: value for variant, value in table.items() if variant in chosen}
 
 
-def _composed_provenance(quality_of: Profile, speeds_of: Profile) -> dict[str, Any]:
-    """Facts of both sides, and of every number the origin on the side that it was taken from."""
-
-    def numbers(profile: Profile, ours: bool) -> dict[str, Any]:
-        known = profile.provenance.get("numbers", {})
-        return {
-            place: origin for place, origin in known.items() if (place.split(".")[0] in ("quality", "sizes")) == ours
-        }
-
-    facts = [
-        {key: fact for key, fact in side.provenance.items() if key != "numbers"} for side in (quality_of, speeds_of)
-    ]
-    return {
-        "summary": f"quality of {quality_of.name} with speeds of {speeds_of.name}",
-        "quality_of": facts[0],
-        "speeds_of": facts[1],
-        "numbers": {**numbers(speeds_of, False), **numbers(quality_of, True)},
-    }
+def _composed_provenance(quality_of: Profile, speeds_of: Profile, kept: tuple[Variant, ...]) -> dict[str, Any]:
+    """Facts of both sides, what was left out of each, and of every number the origin on the side it was taken from."""
+    facts: dict[str, Any] = {"summary": f"quality of {quality_of.name} with speeds of {speeds_of.name}"}
+    numbers: dict[str, Any] = {}
+    for key, side in (("quality_of", quality_of), ("speeds_of", speeds_of)):
+        known = dict(side.provenance)
+        origins = known.pop("numbers", {})
+        identity = {name: getattr(side, name) for name in ("name", "model", "kv_bytes_per_token", "sha256")}
+        left_out = [str(variant) for variant in side.variants if variant not in kept]
+        facts[key] = {**known, "profile": identity, **({"left_out": left_out} if left_out else {})}
+        sections = [*(f"sizes.{name}" for name in side.size_ratios), "decode_lines", "encode_lines"]
+        sections += [f"load_lines.{tier.name}" for tier in side.tiers]
+        gone = {f"{section}.{variant}" for section in sections for variant in left_out}
+        for place, origin in origins.items():
+            of_quality = place.split(".")[0] in ("quality", "sizes")
+            if of_quality == (key == "quality_of") and place not in gone:
+                numbers[place] = origin
+    return {**facts, "numbers": numbers}
 
 
 def pareto_front(points: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -149,8 +149,11 @@ def describe(profile: Profile) -> list[dict[str, Any]]:
     of (size ratio, mean quality).
     """
     rows = []
+    tasks = profile.tasks
+    means = profile.quality.groupby(["task", "variant"])["quality"].mean().to_dict()
     for variant in profile.variants:
-        quality = {task: _mean_or_none(profile, task, variant) for task in profile.tasks}
+        raw = 1.0 if variant == RAW else None
+        quality = {task: means.get((task, str(variant)), raw) for task in tasks}
         known = [value for value in quality.values() if value is not None]
         mean = float(np.mean(known)) if known and len(known) == len(quality) else None
         row = {"variant": str(variant), "size_ratio": profile.size_ratio[variant], "quality": quality}
@@ -161,10 +164,3 @@ def describe(profile: Profile) -> list[dict[str, Any]]:
         for index in pareto_front(points):
             complete[index]["pareto"] = True
     return rows
-
-
-def _mean_or_none(profile: Profile, task: str, variant: Variant) -> float | None:
-    try:
-        return profile.mean_quality(task, variant)
-    except ProfileError:
-        return None

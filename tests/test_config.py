@@ -431,7 +431,7 @@ KEYS_OF = {
         "unit",
         "x",
     ],
-    "profile": ["name", "sizes", "speeds"],
+    "profile": ["name", "sizes", "speeds", "tasks.lcc"],
     "tiers": ["dram.capacity", "ssd.read", "ssd.latency", "dram.channels", "ssd.name", "tape.read"],
     "host_link": ["read", "discipline"],
     "engine": ["arrivals", "concurrency", "warmup", "quality_view", "pristine", "gpus"],

@@ -50,6 +50,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "profile.name": ("adaptcache-a100-4gbps", {"tiers": [], "host_link": None}),
     "profile.sizes": ("nominal", {}),
     "profile.speeds": ("adaptcache-a100-4gbps", {"tiers": [], "host_link": None}),
+    "profile.tasks": ({"mine": "lcc"}, {"tasks": "mine", "profile.tasks": {"mine": "qmsum"}}),
     "tiers.name": ("nvme", {}),
     "tiers.capacity": ("300 MiB", {}),
     "tiers.read": ("1 GB/s", {}),

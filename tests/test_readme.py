@@ -45,6 +45,27 @@ def test_policy_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert 0 < result.summary["request_share_dram"] < 1
 
 
+def test_compressor_example_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compressor of the README is measured by its module name and keeps what its knob says."""
+    from typer.testing import CliRunner
+
+    from simkv.cli import app
+
+    (tmp_path / "my_compressors.py").write_text(_example("my_compressors.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    few = ["--tasks", "qa", "--contexts", "1", "--questions", "2", "--tokens", "128"]
+    out = tmp_path / "mine"
+    done = CliRunner().invoke(
+        app, ["profile", "quality", "--compressors", "my_compressors:EveryOther", *few, "--out", str(out)]
+    )
+    assert 0 == done.exit_code, done.output
+    profile = load_profile(out)
+    assert ["raw", *(f"every-other:{kept}" for kept in ("0.75", "0.5", "0.25", "0.1"))] == list(
+        map(str, profile.variants)
+    )
+    assert pytest.approx(0.5, abs=0.01) == list(profile.size_ratio.values())[2]
+
+
 def test_files_that_are_named_exist() -> None:
     """Every repository path that the README names is there."""
     named = set(re.findall(r"`((?:simkv|profiles|experiments|notebooks|\.github|\.ci)/[\w./-]+)`", TEXT))

@@ -81,10 +81,14 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of [B, heads, n, D] queries over [B, KV heads, T, D]; returns [B, n, heads, D]."""
+    """Attention of [B, heads, n, D] queries over [B, KV heads, T, D]; returns [B, n, heads, D].
+
+    ``dropout`` is part of the form, and not used: nothing is trained here.
+    """
     mask = None
     if _STATE.new_mask is not None:
         batch, new, so_far = _STATE.new_mask.shape

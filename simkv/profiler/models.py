@@ -7,19 +7,20 @@ is not: a serving engine; one context at a time, its questions as a batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from simkv.errors import SimkvError
 from simkv.profiler.attention import IMPLEMENTATION, Capture, capturing, masked_to
 from simkv.profiler.compressors.base import DecodedCache, KVCache, PrefillContext
 
-__all__ = ["CachedModel", "load_model"]
+__all__ = ["CachedModel", "load_model", "load_tokenizer"]
 
 
 class CachedModel:
@@ -89,13 +90,10 @@ class CachedModel:
         cos, sin = self.model.model.rotary_emb(probe, positions)
         context.rope_angles = (cos[0], sin[0])
 
-    def _started(self, cache: DecodedCache, rows: int) -> DynamicCache:
+    def _started(self, cache: DecodedCache) -> DynamicCache:
         dtype = self.model.dtype
         pairs = [
-            (
-                k.to(self.device, dtype)[None].expand(rows, -1, -1, -1),
-                v.to(self.device, dtype)[None].expand(rows, -1, -1, -1),
-            )
+            (k.to(self.device, dtype)[None], v.to(self.device, dtype)[None])
             for k, v in zip(cache.keys, cache.values, strict=True)
         ]
         return DynamicCache(ddp_cache_data=pairs)
@@ -112,25 +110,17 @@ class CachedModel:
             new_tokens: longest answer.
             stop: token that ends an answer (not part of it), None for none.
         """
-        ids, valid = _left_padded(queries, self.device)
-        past = self._started(cache, len(queries))
-        positions = cache.next_position + (valid.cumsum(1) - 1).clamp(min=0)
-        length = ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        logits = self._step(ids, positions, past, causal[None] & valid[:, None, :])
-        done = torch.zeros(len(queries), dtype=torch.bool, device=self.device)
         answers: list[list[int]] = [[] for _ in queries]
-        for _ in range(new_tokens):
-            token = logits[:, -1].argmax(-1)
-            for row, (value, over) in enumerate(zip(token.tolist(), done.tolist(), strict=True)):
-                if not over and value != stop:
-                    answers[row].append(value)
-            done |= token == stop if stop is not None else False
-            if bool(done.all()):
+        rows, past = _Rows(cache.next_position, len(queries)), self._started(cache)
+        latest = {row: list(query) for row, query in enumerate(queries)}
+        for _ in range(new_tokens if queries else 0):
+            ends = [end - 1 for end in accumulate(map(len, latest.values()))]
+            chosen = self._step(rows, past, latest, ends).argmax(-1).tolist()
+            latest = {row: [token] for row, token in zip(latest, chosen, strict=True) if token != stop}
+            for row, (token,) in latest.items():
+                answers[row].append(token)
+            if not latest:
                 break
-            valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
-            positions = positions[:, -1:] + 1
-            logits = self._step(token[:, None], positions, past, valid[:, None, :])
         return answers
 
     @torch.inference_mode()
@@ -138,33 +128,50 @@ class CachedModel:
         self, cache: DecodedCache, queries: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
     ) -> list[Tensor]:
         """Log-probabilities [answer tokens, vocabulary] of each answer's positions, teacher-forced."""
-        joined = [[*query, *answer] for query, answer in zip(queries, answers, strict=True)]
-        ids, valid = _left_padded(joined, self.device)
-        positions = cache.next_position + (valid.cumsum(1) - 1).clamp(min=0)
-        length = ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        logits = self._step(ids, positions, self._started(cache, len(joined)), causal[None] & valid[:, None, :])
-        return [
-            logits[row, length - len(answer) - 1 : length - 1].float().log_softmax(-1)
-            for row, answer in enumerate(answers)
+        told = {row: [*query, *answer[:-1]] for row, (query, answer) in enumerate(zip(queries, answers, strict=True))}
+        ends = list(accumulate(map(len, told.values())))
+        keep = [
+            place for end, answer in zip(ends, answers, strict=True) for place in range(end - max(len(answer), 1), end)
         ]
+        logits = self._step(_Rows(cache.next_position, len(told)), self._started(cache), told, keep)
+        return list(logits.float().log_softmax(-1).split([max(len(answer), 1) for answer in answers]))
 
-    def _step(self, ids: Tensor, positions: Tensor, past: DynamicCache, seen: Tensor) -> Tensor:
-        # A padded query sees nothing; it must see itself, or softmax over nothing gives NaN.
-        new = ids.shape[1]
-        own = torch.zeros_like(seen)
-        own[:, :, -new:] = torch.eye(new, dtype=torch.bool, device=seen.device)
-        with masked_to(seen | own):
-            out: Tensor = self.model(input_ids=ids, position_ids=positions, past_key_values=past, use_cache=True).logits
-        return out
+    def _step(self, rows: _Rows, past: DynamicCache, tokens: Mapping[int, Sequence[int]], keep: list[int]) -> Tensor:
+        """Logits [len(keep), vocabulary] at places of the new tokens, which are packed in order of ``tokens``."""
+        positions, seen = rows.extended({row: len(new) for row, new in tokens.items()})
+        ids = torch.tensor([[token for new in tokens.values() for token in new]], device=self.device)
+        with masked_to(seen[None].to(self.device)):
+            out: Tensor = self.model(
+                input_ids=ids,
+                position_ids=positions[None].to(self.device),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=torch.tensor(keep, device=self.device),
+            ).logits
+        return out[0]
 
 
-def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids [rows, longest] padded on the left with 0, and which are real."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
-    valid = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
-    return ids, valid
+class _Rows:
+    """Questions that continue one cache side by side, packed into one sequence: each sees the cache and itself.
+
+    So the cache is held once, however many the questions.
+    """
+
+    def __init__(self, start: int, rows: int) -> None:
+        self._start = start
+        self._lengths = [0] * rows
+        self._owner = torch.empty(0, dtype=torch.int64)
+        self._place = torch.empty(0, dtype=torch.int64)
+
+    def extended(self, counts: Mapping[int, int]) -> tuple[Tensor, Tensor]:
+        """Positions int64[new] and what they see, bool[new, new so far], of ``counts[row]`` more tokens per row."""
+        owner = torch.tensor([row for row, count in counts.items() for _ in range(count)])
+        place = torch.tensor([self._lengths[row] + step for row, count in counts.items() for step in range(count)])
+        for row, count in counts.items():
+            self._lengths[row] += count
+        self._owner, self._place = torch.cat([self._owner, owner]), torch.cat([self._place, place])
+        seen = (owner[:, None] == self._owner) & (self._place <= place[:, None])
+        return self._start + place, seen
 
 
 def load_model(name: str, device: str = "cpu") -> CachedModel:
@@ -183,6 +190,18 @@ def load_model(name: str, device: str = "cpu") -> CachedModel:
         raise SimkvError(f"model {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     model.to(torch.device(device))
     return CachedModel(model, Path(name).name)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that belongs to a model's name or folder; local files only when offline.
+
+    Code that comes with a model is never run.  Raises SimkvError when there is none.
+    """
+    local = Path(name).is_dir() or os.environ.get("HF_HUB_OFFLINE") == "1"
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise SimkvError(f"model {name}: has no tokenizer: {' '.join(str(error).split())[:300]}") from error
 
 
 def _refuse_unusual(config: Any, name: str) -> None:

@@ -89,13 +89,14 @@ def run_config(
 
 
 def prepare_profile(config: RunConfig) -> Profile:
-    """The profile of a run, composed and with another model's KV bytes if the config says so.
+    """The profile of a run, composed, with other names of tasks and another model's KV bytes if the config says so.
 
     Raises ProfileError or ConfigError.
     """
     profile = load_profile(config.profile.name, config.profile.sizes)
     if config.profile.speeds is not None:
         profile = compose(profile, load_profile(config.profile.speeds))
+    profile = profile.with_tasks(config.profile.tasks)
     if config.model is None:
         return profile
     shape = find_model(config.model)

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import torch
-from kvpress import KeyDiffPress, KnormPress, ObservedAttentionPress, SnapKVPress, StreamingLLMPress
+from kvpress import KeyDiffPress, KnormPress, ObservedAttentionPress, SnapKVPress, StreamingLLMPress, TOVAPress
 from kvpress.utils import get_prerope_query_states
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import rotate_half
@@ -20,6 +20,7 @@ PRESSES = {
     "snapkv": SnapKVPress,
     "h2o": ObservedAttentionPress,
     "streamingllm": StreamingLLMPress,
+    "tova": TOVAPress,
 }
 REMOVED = (0.25, 0.5, 0.75)
 TOKENS = 333

@@ -22,11 +22,12 @@ from simkv.profiler.compressors.pyramidinfer import PyramidInfer
 from simkv.profiler.compressors.pyramidkv import PyramidKV
 from simkv.profiler.compressors.snapkv import SnapKV
 from simkv.profiler.compressors.streamingllm import StreamingLLM
+from simkv.profiler.compressors.tova import TOVA
 from tests.profiler.prefills import prefill
 
 KVPRESS_PYTHON = os.environ.get("SIMKV_KVPRESS_PYTHON", "")
 ORACLE = Path(__file__).with_name("kvpress_oracle.py")
-UNIFORM = [StreamingLLM(), Knorm(), KeyDiff(), SnapKV(window=8), H2O()]
+UNIFORM = [StreamingLLM(), Knorm(), KeyDiff(), SnapKV(window=8), H2O(), TOVA()]
 ALL = [*UNIFORM, PyramidKV(window=8), PyramidInfer()]
 
 
@@ -137,6 +138,29 @@ def test_h2o_keeps_heavy_hitters_and_the_recent_as_loops_do() -> None:
         mass = context.attention[layer].tolist()
         mean = [[(mass[2 * head][token] + mass[2 * head + 1][token]) / 2 for token in range(46)] for head in range(2)]
         assert [highest(scores, 15) + list(range(46, 61)) for scores in mean] == kept.tolist()
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_tova_keeps_what_the_last_query_attends_to_as_loops_do(group: int) -> None:
+    """One choice for all heads: the last query's weights, mean over all query heads; the last token stays."""
+    cache, context = prefill(61, layers=2, group=group, head_dim=8)
+    assert context.queries is not None
+    for layer, kept in enumerate(TOVA().choose(cache, context, "0.5")):
+        keys, queries = cache.keys[layer].tolist(), context.queries[layer].tolist()
+        total = [0.0] * 61
+        for head, query in enumerate(queries):
+            logits = [dot(query[-1], key) / math.sqrt(8) for key in keys[head // group]]
+            total = [sum(pair) for pair in zip(total, softmax(logits), strict=True)]
+        assert [*highest(total[:60], 29), 60] == kept.tolist()
+
+
+def test_tova_keeps_the_last_token_though_nothing_attends_to_it() -> None:
+    """A last key that points away from the last query gets no weight, and still is the one token that stays."""
+    cache, context = prefill(20)
+    assert context.queries is not None
+    for layer, keys in enumerate(cache.keys):
+        keys[:, -1] = -100 * context.queries[layer][:, -1].mean(dim=0)
+    assert [[19], [19], [19]] == [kept.tolist() for kept in TOVA().choose(cache, context, "0.05")]
 
 
 def test_pyramidkv_budgets_are_an_arithmetic_sequence() -> None:
@@ -266,7 +290,7 @@ def test_missing_side_information_is_one_clear_line() -> None:
     """Without queries or attention, with too few, or of other heads, encoding raises CompressorError saying so."""
     cache, context = prefill(40)
     assert context.queries is not None and context.attention is not None
-    for dropper in (SnapKV(), PyramidKV(), PyramidInfer()):
+    for dropper in (SnapKV(), PyramidKV(), PyramidInfer(), TOVA()):
         with pytest.raises(CompressorError, match=f"{dropper.name} needs .* not captured: queries"):
             dropper.encode(cache, PrefillContext(), "0.5")
     with pytest.raises(CompressorError, match="h2o needs .* not captured: attention"):
@@ -315,9 +339,9 @@ def test_choices_are_those_of_kvpress(tmp_path: Path) -> None:
     cache = KVCache(list(found["keys"]), list(found["values"]))
     context = PrefillContext(queries=list(found["queries"]), attention=list(found["attention"]))
     compared = 0
-    for dropper in (SnapKV(), Knorm(), KeyDiff(), H2O(recent=0.0), StreamingLLM()):
+    for dropper in (SnapKV(), Knorm(), KeyDiff(), H2O(recent=0.0), StreamingLLM(), TOVA()):
         for knob in ("0.75", "0.5", "0.25"):
             for layer, kept in enumerate(dropper.choose(cache, context, knob)):
                 assert found[f"{dropper.name}:{knob}"][layer].tolist() == per_head(kept, 2)
                 compared += 1
-    assert 5 * 3 * 4 == compared
+    assert 6 * 3 * 4 == compared

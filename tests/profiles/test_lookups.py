@@ -199,3 +199,17 @@ def test_description(profile: Profile) -> None:
         keydiff["pareto"],
     )
     assert [None] * 3 == [row["mean_quality"] for row in describe(replace(profile, quality=profile.quality.iloc[:0]))]
+
+
+def test_tasks_by_further_names() -> None:
+    """A trace's task is scored by one of the profile's; a name it has already, or an unknown task, is refused."""
+    plain = load_profile("adaptcache-a100-1gbps")
+    named = plain.with_tasks({"mine": "lcc"})
+    assert (named.quality_matrix("mine") == plain.quality_matrix("lcc")).all()
+    assert (*plain.tasks, "mine") == named.tasks
+    assert plain.sha256 != named.sha256
+    assert plain is plain.with_tasks({})
+    with pytest.raises(ProfileError, match="lcc is a task of its own"):
+        plain.with_tasks({"lcc": "qmsum"})
+    with pytest.raises(ProfileError, match="unknown task 'code'"):
+        plain.with_tasks({"mine": "code"})

@@ -167,3 +167,31 @@ def test_evicpress_fig7_is_the_context_mean_of_fig12() -> None:
     for variant, overall in (("keydiff:0.1", 0.3782), ("snapkv:0.6", 0.7902)):
         total = sum(count * profile.mean_quality(task, Variant.parse(variant)) for task, count in counts.items())
         assert pytest.approx(overall, abs=5e-4) == total / 555
+
+
+def test_small_model_profile_is_whole() -> None:
+    """The measured profile: 19 compressors of four knobs or more, five tasks, 64 contexts each, held-out halves."""
+    profile = load_profile("small-model-cpu")
+    knobs: dict[str, int] = {}
+    for variant in profile.variants[1:]:
+        knobs[variant.compressor] = knobs.get(variant.compressor, 0) + 1
+    assert 18 == len(knobs)  # the nineteenth, identity, is raw
+    assert 4 <= min(knobs.values())
+    assert [64] * 5 == [profile.samples(task) for task in profile.tasks]
+    assert (64, len(profile.variants)) == profile.quality_matrix("qa", train=True).shape
+    assert {1.0} == set(profile.quality_matrix("code")[:, 0])
+    assert profile.provenance["commit"] and profile.provenance["device"]
+
+
+def test_small_model_tasks_separate() -> None:
+    """At half size, dropping costs some task at least 0.3 more than another, and no dropper is best everywhere."""
+    profile = load_profile("small-model-cpu")
+    droppers = ["h2o", "keydiff", "pyramidinfer", "snapkv", "streamingllm", "tova"]
+    quality = {
+        task: {name: profile.mean_quality(task, Variant(name, "0.5")) for name in droppers} for task in profile.tasks
+    }
+    for name in droppers:
+        means = [quality[task][name] for task in profile.tasks]
+        assert 0.2 < max(means) - min(means)
+    assert 0.5 < quality["aggregation"]["streamingllm"] - quality["tracking"]["streamingllm"]
+    assert 3 <= len({max(row, key=lambda name: row[name]) for row in quality.values()})

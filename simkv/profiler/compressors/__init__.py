@@ -1,7 +1,8 @@
 """Compressors by name, one file each.
 
 The interface is in ``base.py``, the bytes in ``payload.py``.  Others come from installed packages, through the
-entry-point group "simkv.compressors" (loaded only when asked for by name), or from any module as "module:Class".
+entry-point group "simkv.compressors" (loaded only when asked for by name), from any module as "module:Class", or
+from kvpress as "kvpress:Press" (``adapters/kvpress.py``).
 """
 
 from dataclasses import fields
@@ -27,6 +28,7 @@ from simkv.profiler.compressors.pyramidinfer import PyramidInfer
 from simkv.profiler.compressors.pyramidkv import PyramidKV
 from simkv.profiler.compressors.snapkv import SnapKV
 from simkv.profiler.compressors.streamingllm import StreamingLLM
+from simkv.profiler.compressors.tova import TOVA
 from simkv.profiler.compressors.turboquant import TurboQuant
 
 __all__ = ["COMPRESSORS", "Compressor", "compressor_names", "find_compressor", "make_compressor"]
@@ -49,10 +51,12 @@ COMPRESSORS: dict[str, type[Compressor]] = {
     "pyramidkv": PyramidKV,
     "snapkv": SnapKV,
     "streamingllm": StreamingLLM,
+    "tova": TOVA,
     "turboquant": TurboQuant,
 }
 
 _CHAIN = "chain:"
+_KVPRESS = "kvpress:"
 _GROUP = "simkv.compressors"
 
 
@@ -62,13 +66,14 @@ def compressor_names() -> list[str]:
 
 
 def find_compressor(name: str) -> type[Compressor]:
-    """The class of a known compressor, of an installed plug-in, or of "package.module:Class".
+    """The class of a known compressor, of an installed plug-in, of "package.module:Class", or of "kvpress:Press".
 
     Raises CompressorError for an unknown name, a name that two packages claim, a module that cannot be imported, or a
     class that is no Compressor or calls itself by another's name.
     """
     if ":" in name:
-        return _imported(name, EntryPoint("", name, _GROUP))
+        where = f"{__name__}.adapters.{name}" if name.startswith(_KVPRESS) else name
+        return _imported(name, EntryPoint("", where, _GROUP))
     plugins = sorted(entry_points(group=_GROUP).select(name=name), key=lambda plugin: plugin.value)
     values = [plugin.value for plugin in plugins]
     if name in COMPRESSORS:

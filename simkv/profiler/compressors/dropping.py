@@ -115,6 +115,7 @@ class Scorer(Dropper):
         chosen = []
         for layer, count in enumerate(self.counts(cache.shape, self.retention(knob))):
             scores = self.score(cache, context, layer)
+            scores = scores if scores.is_floating_point() else scores.float()
             protected = self.protected(scores.shape[-1], count).to(scores.device)
             chosen.append(best(scores.index_fill(-1, protected, torch.inf), count))
         return chosen

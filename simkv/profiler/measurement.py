@@ -1,0 +1,191 @@
+"""A whole measurement of quality, from a plan to a profile folder.
+
+What it is: model, workloads, compressors and rows put together; what ``simkv profile quality`` calls.  What it is not:
+the parts.  A killed measurement goes on from ``OUT.rows.jsonl`` when it is called again with the same plan.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simkv.errors import SimkvError
+from simkv.profile_files import save_profile
+from simkv.profile_types import RAW, Profile
+from simkv.profiler.compressors.adapters.kvpress import KvpressDropper
+from simkv.profiler.compressors.base import Compressor
+from simkv.profiler.measured import profile_of
+from simkv.profiler.models import CachedModel
+from simkv.profiler.plan import Parameters, built, calibrated, default_names, parts_of, settings_of, thinned
+from simkv.profiler.provenance import facts_of_machine
+from simkv.profiler.quality import Setting, measured_rows
+from simkv.profiler.rows import RowFile
+from simkv.profiler.sources import Source, open_source
+from simkv.profiler.tasks import Context, Task
+from simkv.profiler.workloads import Workload, calibration_contexts, generated
+
+__all__ = ["QualityPlan", "measure_quality"]
+
+_CALIBRATION = 2
+_QUICK_CONTEXTS = 4
+
+
+@dataclass(frozen=True)
+class QualityPlan:
+    """What to measure.
+
+    Attributes:
+        model: "small", "small-plain" (without key outliers), "small:FOLDER" for one trained like it, a Hugging
+            Face name, or a folder.
+        device: "cpu" or "cuda".
+        tasks: names of generated tasks; empty for all, or for none where there are files.
+        files: LongBench-format files, one task each, besides the generated tasks.
+        compressors: names as ``make_compressor`` knows them; empty for all that are built in.
+        rates: further knobs by compressor name.
+        parameters: of compressors, by name.
+        contexts, questions: per task, and per context (half of them for policies to learn from).
+        length: tokens of a context; None for 512 with the small model, and 4096 or what fits with others.
+        seed: of the contexts.
+        query_aware: compress after the question is known.
+        quick: four contexts and two knobs of every compressor.
+    """
+
+    model: str = "small"
+    device: str = "cpu"
+    tasks: Sequence[str] = ()
+    files: Sequence[Path] = ()
+    compressors: Sequence[str] = ()
+    rates: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
+    contexts: int = 64
+    questions: int = 16
+    length: int | None = None
+    seed: int = 0
+    query_aware: bool = False
+    quick: bool = False
+
+
+def measure_quality(plan: QualityPlan, out: Path, progress: Callable[[int, int], None] | None = None) -> Profile:
+    """Measure, and write the profile folder ``out``; ``progress`` takes (finished, all) rows.
+
+    Raises:
+        SimkvError: a plan that cannot be carried out, or a folder that exists.
+    """
+    if out.exists():
+        raise SimkvError(f"{out}: exists already; a profile is never overwritten")
+    source = open_source(plan.model, plan.device)
+    length = plan.length or source.length
+    workloads, hashes = _workloads(plan, source, length)
+    settings, compressors = _settings(plan, source, length)
+    identity = _identity(plan, source, workloads, length) | ({"files": hashes} if hashes else {})
+    rows = RowFile(out.with_name(out.name + ".rows.jsonl"), identity, {str(s.variant): repr(s) for s in settings})
+    try:
+        _measure(source.model, workloads, settings, rows, plan.query_aware, progress)
+        variants = [setting.variant for setting in settings]
+        wanted = {str(variant) for variant in (RAW, *variants)}
+        kept = [row for row in rows.rows.values() if row.variant in wanted]
+        facts = _facts(plan, source, identity, compressors, sum(row.seconds for row in kept))
+        profile = profile_of(out.name, source.model, variants, kept, facts)
+        save_profile(profile, out)
+    finally:
+        rows.close()
+    rows.remove()
+    return profile
+
+
+def _measure(
+    model: CachedModel,
+    workloads: Sequence[Workload],
+    settings: Sequence[Setting],
+    rows: RowFile,
+    query_aware: bool,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    total = sum(workload.count for workload in workloads) * (len(settings) + 1)
+    names = [str(RAW), *(str(setting.variant) for setting in settings)]
+    finished = sum(
+        rows.has(workload.task, sample, name)
+        for workload in workloads
+        for sample in range(workload.count)
+        for name in names
+    )
+    tell = progress or (lambda done, of: None)
+    tell(finished, total)
+    for workload in workloads:
+        for row in measured_rows(model, workload, settings, rows.has, query_aware):
+            rows.add(row)
+            finished += 1
+            tell(finished, total)
+
+
+def _workloads(plan: QualityPlan, source: Source, length: int) -> tuple[list[Workload], dict[str, str]]:
+    """What to go through, and the hashes of files by task."""
+    if plan.questions < 2:
+        raise SimkvError(f"{plan.questions} questions per context; at least 2, half for policies and half to score")
+    contexts = min(plan.contexts, _QUICK_CONTEXTS) if plan.quick else plan.contexts
+    files = [source.of_file(path, contexts, plan.questions, length) for path in plan.files]
+    tasks = source.chosen(plan.tasks) if plan.tasks or not files else {}
+    made = [
+        generated(task, contexts, plan.questions, length, plan.seed, source.stop, source.spare_tokens)
+        for task in tasks.values()
+    ]
+    workloads = [*made, *(workload for workload, _ in files)]
+    names = [workload.task for workload in workloads]
+    if len(set(names)) < len(names):
+        raise SimkvError(f"two tasks of the same name among {', '.join(names)}; rename the file")
+    return workloads, {workload.task: sha256 for workload, sha256 in files}
+
+
+def _settings(plan: QualityPlan, source: Source, length: int) -> tuple[list[Setting], list[Compressor]]:
+    names = plan.compressors or default_names()
+    for name in plan.rates:
+        if name not in names:
+            raise SimkvError(f"further knobs of {name}, which is not measured; measured: {', '.join(names)}")
+    parameters = dict(plan.parameters)
+    for name in parts_of(names) & source.parameters.keys():
+        parameters[name] = {**source.parameters[name], **parameters.get(name, {})}
+    rates = {**{name: knobs for name, knobs in source.rates.items() if name in names}, **plan.rates}
+    caches = [source.model.prefill(context.tokens.tolist())[0] for context in _calibration(plan, source, length)]
+    compressors = calibrated(_attached(built(names, parameters), source.model), caches)
+    settings = settings_of(compressors, rates)
+    return (thinned(settings) if plan.quick else settings), compressors
+
+
+def _calibration(plan: QualityPlan, source: Source, length: int) -> list[Context]:
+    tasks: Sequence[Task] = list(source.chosen(plan.tasks).values())
+    return [context for task in tasks for context in calibration_contexts(task, _CALIBRATION, length, plan.seed)]
+
+
+def _attached(compressors: Sequence[Compressor], model: CachedModel) -> list[Compressor]:
+    """Presses of kvpress act inside the model's prefill, so they must know the model."""
+    return [c.attached(model) if isinstance(c, KvpressDropper) else c for c in compressors]
+
+
+def _identity(plan: QualityPlan, source: Source, workloads: Sequence[Workload], length: int) -> dict[str, Any]:
+    """What every row depends on."""
+    return {
+        "model": source.model.name,
+        **source.facts,
+        "dtype": str(source.model.model.dtype).removeprefix("torch."),
+        "tasks": [workload.task for workload in workloads],
+        "contexts": max(workload.count for workload in workloads),
+        "questions": plan.questions,
+        "context_tokens": length,
+        "seed": plan.seed,
+        "query_aware": plan.query_aware,
+    }
+
+
+def _facts(
+    plan: QualityPlan, source: Source, identity: Mapping[str, Any], compressors: Sequence[Compressor], seconds: float
+) -> dict[str, Any]:
+    """For ``[provenance]``."""
+    shared = {compressor.name: compressor.shared_bytes() for compressor in compressors if compressor.shared_bytes()}
+    return {
+        "summary": f"{source.facts['summary']}; contexts of {identity['context_tokens']} tokens",
+        **{key: value for key, value in identity.items() if key not in ("model", "summary")},
+        "wall_time_s": round(seconds, 1),
+        "parameters": {compressor.name: repr(compressor) for compressor in compressors},
+        "shared_bytes": shared,
+        **facts_of_machine(plan.device),
+    }

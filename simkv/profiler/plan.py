@@ -1,0 +1,129 @@
+"""What is to be measured: the variants, by names and parameters as a user gives them.
+
+What it is: text to compressors with their knobs, and their calibration.  What it is not: the measuring.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from simkv.errors import SimkvError
+from simkv.profile_types import RAW, Variant
+from simkv.profiler.compressors import COMPRESSORS, make_compressor
+from simkv.profiler.compressors.base import Compressor, CompressorError, KVCache
+from simkv.profiler.compressors.chain import Chain
+from simkv.profiler.quality import Setting
+
+__all__ = [
+    "Parameters",
+    "built",
+    "calibrated",
+    "default_names",
+    "parsed_parameters",
+    "parts_of",
+    "settings_of",
+    "thinned",
+]
+
+Parameters = Mapping[str, Mapping[str, Any]]
+"""Parameters by compressor name: {"kivi": {"residual": 32}}."""
+
+_CHAIN = "chain:"
+_UNMEASURED = "identity"
+
+
+def parsed_parameters(texts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """{"kivi.residual": "32"} as parameters by compressor; numbers where they are numbers.
+
+    Raises:
+        SimkvError: a key that is not of the form "compressor.parameter".
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key, text in texts.items():
+        compressor, dot, parameter = key.rpartition(".")
+        if not dot or not compressor or not parameter:
+            raise SimkvError(f"--set {key}={text}: write it as COMPRESSOR.PARAMETER=VALUE, like kivi.residual=32")
+        found.setdefault(compressor, {})[parameter] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def built(names: Iterable[str], parameters: Parameters) -> list[Compressor]:
+    """Compressors by name with their parameters; the parts of a chain take theirs too.
+
+    Raises:
+        CompressorError: an unknown name or parameter, or parameters of a compressor that is not among ``names``.
+    """
+    made = [_made(name, parameters) for name in names]
+    used = {part for compressor in made for part in (compressor.name, *getattr(compressor, "parts", "").split("+"))}
+    for name in parameters:
+        if name not in used:
+            raise CompressorError(f"parameters of {name}, which is not measured; measured: {', '.join(sorted(used))}")
+    return made
+
+
+def parts_of(names: Iterable[str]) -> set[str]:
+    """Names of compressors, and of the parts of those that are chains."""
+    found = set(names)
+    for name in names:
+        if name == "chain" or name.startswith(_CHAIN):
+            found |= set(_chain_name(name).removeprefix(_CHAIN).split("+"))
+    return found
+
+
+def _chain_name(name: str) -> str:
+    return f"{_CHAIN}{Chain().parts}" if name == "chain" else name
+
+
+def _made(name: str, parameters: Parameters) -> Compressor:
+    name = _chain_name(name)
+    if not name.startswith(_CHAIN):
+        return make_compressor(name, **parameters.get(name, {}))
+    plain = make_compressor(name)
+    assert isinstance(plain, Chain)
+    dropper, coder = (make_compressor(part, **parameters.get(part, {})) for part in plain.parts.split("+"))
+    return Chain(dropper, coder)  # type: ignore[arg-type]
+
+
+def settings_of(compressors: Sequence[Compressor], rates: Mapping[str, Sequence[str]]) -> list[Setting]:
+    """Every compressor at its own knobs and at the further ``rates`` by its name, each variant once.
+
+    Raises:
+        CompressorError: two compressors of the same name and knob.
+    """
+    settings: dict[Variant, Setting] = {}
+    for compressor in compressors:
+        if compressor.name == _UNMEASURED:
+            continue
+        for knob in dict.fromkeys([*compressor.knobs, *rates.get(compressor.name, ())]):
+            setting = Setting.of(compressor, knob)
+            if setting.variant in settings or setting.variant == RAW:
+                raise CompressorError(f"variant {setting.variant} would be measured twice")
+            settings[setting.variant] = setting
+    return list(settings.values())
+
+
+def thinned(settings: Sequence[Setting]) -> list[Setting]:
+    """Of every compressor's default ladder the second and the last variant: for a quick look."""
+    kept = []
+    for compressor in dict.fromkeys(setting.compressor for setting in settings):
+        knobs = list(compressor.knobs)
+        kept += [Setting.of(compressor, knob) for knob in dict.fromkeys([*knobs[1:2], knobs[-1]])]
+    return kept
+
+
+def calibrated(compressors: Sequence[Compressor], caches: Sequence[KVCache]) -> list[Compressor]:
+    """Compressors fitted to sample caches, those that can be; the others as they are."""
+    return [compressor.fit(caches) if caches else compressor for compressor in compressors]
+
+
+def default_names() -> list[str]:
+    """Names of all built-in compressors but the one that does nothing, which is what raw is."""
+    return [name for name in COMPRESSORS if name != _UNMEASURED]

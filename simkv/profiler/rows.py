@@ -1,0 +1,125 @@
+"""Measured rows on disk, one line each, so that a killed measurement goes on where it was.
+
+What it is: a JSON-lines file whose first line says which measurement it belongs to.  A line that was cut short by a
+kill is measured again.  What it is not: the profile that is made of the rows at the end (``measured.py``).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from simkv.errors import SimkvError
+
+__all__ = ["Row", "RowFile"]
+
+_MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one variant does to one context.
+
+    Attributes:
+        task, sample, variant: which.
+        quality: score against the uncompressed cache's answers, mean over the scoring questions; raw is 1.
+        quality_train: the same over the questions that policies may learn from; None where there are none.
+        truth: score against the right answers, scoring questions.
+        nll: negative log-likelihood of the right answers, nats per token.
+        kl: divergence from the uncompressed cache's predictions along its own answers, nats per token.
+        top1: share of those tokens at which both predict the same one.
+        stored_bytes: length of the payload (mean over questions when query-aware).
+        raw_bytes: of the uncompressed cache.
+        seconds: that measuring took.
+    """
+
+    task: str
+    sample: int
+    variant: str
+    quality: float
+    quality_train: float | None
+    truth: float
+    nll: float
+    kl: float
+    top1: float
+    stored_bytes: int
+    raw_bytes: int
+    seconds: float
+
+
+class RowFile:
+    """Rows that survive a kill.
+
+    Args:
+        path: the file; made when there is none.
+        identity: what the rows depend on, plain data.  A file of another identity is refused.
+        settings: what made each variant, by variant.  Variants may be added later; the same variant made in another
+            way is refused.
+
+    Attributes:
+        rows: all rows so far, by (task, sample, variant), in the order of their measuring.
+
+    Raises:
+        SimkvError: a file that belongs to another measurement, or is no such file.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+        self._path = path
+        self.rows: dict[tuple[str, int, str], Row] = {}
+        known: dict[str, str] = {}
+        if path.exists() and path.stat().st_size:
+            known = self._read(json.loads(json.dumps(identity)), settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        if not known or not settings.keys() <= known.keys():
+            head = {"identity": identity, "settings": {**known, **settings}}
+            self._write(head)
+
+    def add(self, row: Row) -> None:
+        """Keep a row; it is on its way to the disk when this returns."""
+        self._write(list(asdict(row).values()))
+        self.rows[row.task, row.sample, row.variant] = row
+
+    def has(self, task: str, sample: int, variant: str) -> bool:
+        """Whether that row is measured."""
+        return (task, sample, variant) in self.rows
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """The rows are in a profile now."""
+        self.close()
+        self._path.unlink()
+
+    def _write(self, line: Any) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def _read(self, identity: dict[str, Any], settings: Mapping[str, str]) -> dict[str, str]:
+        """Fill ``rows``; what made the variants of the file."""
+        if self._path.stat().st_size > _MOST_BYTES:
+            raise SimkvError(f"{self._path}: larger than {_MOST_BYTES} bytes, the most that is read")
+        whole = self._path.read_bytes()
+        lines = whole.split(b"\n")
+        try:
+            found = [json.loads(line) for line in lines[:-1]]
+            heads = [line for line in found if isinstance(line, dict)]
+            before, known = heads[-1]["identity"], heads[-1]["settings"]
+            rows = [Row(*line) for line in found if isinstance(line, list)]
+        except (ValueError, TypeError, LookupError) as error:
+            raise SimkvError(f"{self._path}: not a file of measured rows; remove it to begin anew") from error
+        changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
+        changed += sorted(name for name in known.keys() & settings.keys() if known[name] != settings[name])
+        if changed:
+            raise SimkvError(
+                f"{self._path}: rows of another measurement ({', '.join(changed[:5])} differ); give another --out, "
+                "or remove the file to begin anew"
+            )
+        if lines[-1]:  # cut short by a kill: dropped, so that the next line starts afresh
+            os.truncate(self._path, len(whole) - len(lines[-1]))
+        self.rows = {(row.task, row.sample, row.variant): row for row in rows}
+        return dict(known)
