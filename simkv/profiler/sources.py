@@ -96,5 +96,4 @@ def _small(folder: Path, device: str, outliers: bool) -> Source:
         "weights_sha256": small.weights_hash(folder),
         "key_outliers": "put in" if outliers else "none, as trained",
     }
-    length = min(small.LENGTH, model.window_tokens // 2)
-    return Source(model, TASKS, END, 0, length, None, facts, small.PARAMETERS, small.PUBLISHED_RATES)
+    return Source(model, TASKS, END, 0, model.window_tokens // 2, None, facts, small.PARAMETERS, small.PUBLISHED_RATES)

@@ -1,8 +1,9 @@
 """The small model: its lean pass against transformers, its structured start, its trainer, its files, its outliers."""
 
+import hashlib
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from transformers import LlamaForCausalLM
 from simkv.profiler.small.checkpoint import ModelError, load_small, save_small
 from simkv.profiler.small.evaluate import answers_of, held_out, held_out_contexts
 from simkv.profiler.small.init import initialise
-from simkv.profiler.small.model import batch_of, logits_of, small_config
+from simkv.profiler.small.model import Batch, batch_of, logits_of, small_config
 from simkv.profiler.small.outliers import add_outliers, remove_outliers
-from simkv.profiler.small.train import RECIPE, Recipe, Stage, main, train
+from simkv.profiler.small.recipe import RECIPES, Recipe, Stage, batch_at, batches
+from simkv.profiler.small.train import main, train
 from simkv.profiler.tasks import TASKS
-from simkv.profiler.tasks.base import END
+from simkv.profiler.tasks.base import END, FILLER
 
 torch.set_num_threads(1)
 
@@ -105,7 +107,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         train(3, tmp_path / "killed", SHORT, contexts=1, progress=stop)
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert not (tmp_path / "killed" / "figures.json").exists()
     steps: list[float] = []
     resumed = train(3, tmp_path / "killed", SHORT, contexts=1, progress=lambda row: steps.append(row["step"]))
     whole = train(3, tmp_path / "whole", SHORT, contexts=1)
@@ -118,6 +120,37 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert curves[0] == curves[1]
 
 
+def test_a_run_in_pieces_gives_the_weights_of_a_whole_one(tmp_path: Path) -> None:
+    """Out of time after every step, each call saves weights and state and the next goes on; the last takes figures."""
+    folder, whole = tmp_path / "pieces", train(3, tmp_path / "whole", SHORT, contexts=1)
+    for step in range(1, 5):
+        assert not (folder / "figures.json").exists()
+        piece = train(3, folder, SHORT, contexts=1, minutes=0.0)
+        assert step == json.loads((folder / "curves.jsonl").read_text().splitlines()[-1])["step"]
+        assert same(weights(piece), weights(load_small(folder, outliers=False)))
+    assert same(weights(whole), weights(piece))
+    assert (folder / "figures.json").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    """One line, and the state of before."""
+    broken = replace(SHORT, vector_rate=float("inf"))
+    with pytest.raises(ModelError, match="nan"):
+        train(3, tmp_path, replace(broken, look_every=3), contexts=1)
+    assert [] == os.listdir(tmp_path)
+
+
+def test_worker_processes_make_the_same_batches_in_order() -> None:
+    """From any step on, and left early without waiting for the rest."""
+    recipe = Recipe((Stage(48, 1, 10), Stage(64, 1, 20)), places=40, questions=8)
+    made = batches(recipe, 7, 9, workers=2)
+    for step in range(9, 15):
+        batch, own = next(made), batch_at(recipe, 7, step)
+        assert all(torch.equal(getattr(own, f.name), getattr(batch, f.name)) for f in fields(Batch))
+    made.close()
+    assert 21 == sum(1 for _ in batches(recipe, 7, 9))
+
+
 def test_a_folder_of_another_run_is_not_resumed(tmp_path: Path) -> None:
     """Neither with another seed nor with another recipe."""
     train(3, tmp_path, SHORT, contexts=1)
@@ -128,7 +161,7 @@ def test_a_folder_of_another_run_is_not_resumed(tmp_path: Path) -> None:
 
 def test_the_command_writes_weights_config_curves_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Nothing half-written stays behind, and the fp16 weights keep within 8 MB."""
-    recipe_steps = RECIPE.scaled(1e-6).steps
+    recipe_steps = RECIPES["small"].scaled(1e-6).steps
     try:
         main(["--seed", "1", "--out", str(tmp_path), "--scale", "1e-6", "--contexts", "1"])
     finally:
@@ -166,6 +199,44 @@ def test_held_out_folds_differ_from_each_other_and_from_training() -> None:
     assert 5 == len(seen)
 
 
+def test_what_the_committed_weights_and_profile_were_made_on_does_not_change() -> None:
+    """Contexts of at most 512 tokens, and the small recipe's batches, are byte for byte those of before."""
+    seen = hashlib.sha256()
+    for task in TASKS.values():
+        for length in (24, 48, 100, 256, 384, 512):
+            for seed in range(4):
+                context = task.generate(np.random.default_rng([seed, length]), length, 16)
+                latents = sorted(context.latents.items())
+                seen.update(context.tokens.astype("<i8").tobytes() + f"{context.questions!r}{latents!r}".encode())
+    assert "b3aebcc65649a126066e932881013b24fd2cb16cab8e1d143592ed38441677e0" == seen.hexdigest()
+    seen = hashlib.sha256()
+    for step in (0, 149, 150, 799):
+        batch = batch_at(RECIPES["small"], 0, step)
+        for field in fields(Batch):
+            seen.update(getattr(batch, field.name).numpy().astype("<i8").tobytes())
+    assert "277c72944b0f1e24f77aed55eb850a0f8734f290ffdcf2e3d6cf4a8120abf5a6" == seen.hexdigest()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("length", [2048, 4096])
+def test_long_contexts_differ_in_what_they_hold(task: str, length: int) -> None:
+    """Sixteen questions, all places filled, and latents that vary although the keys are limited."""
+    made = held_out_contexts(task, length, 12)
+    assert {length} == {len(context.tokens) for context in made}
+    assert {16} == {len(set(context.questions)) for context in made}
+    counted = {
+        "qa": "density",
+        "needle": "needles",
+        "tracking": "density",
+        "aggregation": "redundancy",
+        "code": "reuse",
+    }
+    held = [context.latents[counted[task]] for context in made]
+    assert 1.5 * min(held) < max(held)
+    noise = [np.mean((c.tokens >= FILLER.first) & (c.tokens < FILLER.first + FILLER.size)) for c in made]
+    assert 0.25 < min(noise)
+
+
 def test_learning_rates_rise_stay_and_fall() -> None:
     """Warm-up, then flat, then linear to the last rate."""
     recipe = Recipe((Stage(64, 1, 1000),), warmup=10, decay_from=0.5, last_rate=0.1)
@@ -181,6 +252,16 @@ def test_stages_follow_one_another_with_earlier_ones_mixed_in() -> None:
     assert [64, 64, 128, 128] == [recipe.stage_at(step, rng).length for step in (0, 9, 10, 19)]
     back = sum(replace(recipe, earlier=0.25).stage_at(15, rng).length == 64 for _ in range(2000))
     assert 0.2 < back / 2000 < 0.3
+
+
+def test_the_large_model_keeps_within_8_mb_and_has_a_window_for_4096_tokens() -> None:
+    """Its fp16 weights, and the room behind its longest context."""
+    recipe = RECIPES["large"]
+    config = small_config(recipe.hidden, recipe.layers, recipe.window, recipe.base)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
+    assert 7_000_000 < 2 * parameters < 8_000_000
+    assert (4096, 8192) == (recipe.stages[-1].length, config.max_position_embeddings)
 
 
 @torch.inference_mode()

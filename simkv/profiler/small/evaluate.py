@@ -53,7 +53,7 @@ def held_out(model: LlamaForCausalLM, length: int, contexts: int, questions: int
 def answers_of(model: LlamaForCausalLM, context: Context) -> list[list[int]]:
     """Greedy answers to a context's questions, in their order, each cut after END or at the longest answer's length."""
     prefix = DynamicCache(config=model.config)
-    model(torch.from_numpy(context.tokens)[None], past_key_values=prefix, logits_to_keep=1)
+    model(torch.from_numpy(context.tokens)[None].to(model.device), past_key_values=prefix, logits_to_keep=1)
     order = sorted(range(len(context.questions)), key=lambda i: len(context.questions[i].query))
     outputs: dict[int, list[int]] = {}
     for _, group in groupby(order, key=lambda i: len(context.questions[i].query)):
@@ -69,7 +69,7 @@ def _decode(model: LlamaForCausalLM, prefix: DynamicCache, questions: list[Quest
     layers: list[Any] = prefix.layers
     pairs = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in layers]
     cache = DynamicCache(ddp_cache_data=pairs)
-    tokens = torch.tensor([question.query for question in questions])
+    tokens = torch.tensor([question.query for question in questions], device=model.device)
     steps = []
     for _ in range(max(len(question.answer) for question in questions)):
         tokens = model(tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)

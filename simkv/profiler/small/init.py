@@ -7,7 +7,7 @@ get a meaning at the start; all of them are plain Llama parameters that training
 2. Layer 0, heads 0 and 2, look one and two tokens back (the constant, turned by RoPE's fast pairs) and write what they
    see, each through its own rotation, into the next 64.
 3. Layer 1, heads 0 and 1, look for the place whose previous token is the current one, head 0 also for the token before
-   that (RoPE's slow pairs), and copy what stands there.
+   that (RoPE's slow pairs, which turn by less than 2 rad over the window), and copy what stands there.
 
 It is an initialisation, not the model: every quality figure is taken after training, on held-out data.
 """
@@ -25,7 +25,8 @@ _WIDTH = 64
 _STD = 0.2
 _OUT = 0.5
 _CONSTANT = 4.0
-_FAST, _SLOW = 0.05, 2e-3
+_FAST = 0.05
+_TURN = 2.0
 _LOOK_BACK, _MATCH, _COPY = 8.0, 2.2, 5.0
 
 
@@ -93,7 +94,7 @@ def _look_back(model: LlamaForCausalLM, head: int, back: int, code: Tensor) -> N
 def _match(model: LlamaForCausalLM, codes: list[Tensor], draw: torch.Generator) -> None:
     """Heads 0 and 1 of layer 1: match on previous tokens, then copy."""
     inner, current = model.model.layers[1].self_attn, _current(model)
-    slow = torch.nonzero(_pairs(model) < _SLOW).flatten()
+    slow = torch.nonzero(_pairs(model) * model.config.max_position_embeddings < _TURN).flatten()
     rows = torch.cat([slow, slow + _WIDTH // 2])
     read = [_rotation(_WIDTH, draw)[: len(rows)] for _ in range(2)]  # [slow dimensions, 64]
     gain = _MATCH * math.sqrt(4.0 * _WIDTH / model.config.hidden_size)

@@ -6,7 +6,7 @@ not one another, all at the positions that follow the prefix.  Contexts carry no
 computed further than its keys and values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from simkv.profiler.tasks.base import BOS, END, PAD, VOCABULARY, Context
 __all__ = ["Batch", "batch_of", "logits_of", "small_config"]
 
 
-def small_config(hidden: int = 128, layers: int = 3, context: int = 1024) -> LlamaConfig:
-    """The shape: 4 query and 2 KV heads of 64 dimensions, RoPE base 1e6, tied embeddings; ``hidden`` even."""
+def small_config(hidden: int = 128, layers: int = 3, context: int = 1024, base: float = 1e6) -> LlamaConfig:
+    """The shape: 4 query and 2 KV heads of 64 dimensions, RoPE of that base, tied embeddings; ``hidden`` even."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
@@ -33,7 +33,7 @@ def small_config(hidden: int = 128, layers: int = 3, context: int = 1024) -> Lla
         head_dim=64,
         max_position_embeddings=context,
         rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        rope_parameters={"rope_type": "default", "rope_theta": base},
         tie_word_embeddings=True,
         attention_bias=False,
         mlp_bias=False,
@@ -58,6 +58,10 @@ class Batch:
     steps: Tensor
     owner: Tensor
     task: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def batch_of(contexts: list[Context], tasks: list[int], places: int) -> Batch:
@@ -98,7 +102,7 @@ def logits_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     decoder = model.model
     prefix = batch.context.shape[1]
     turn = _Turn(config.head_dim, config.rope_parameters["rope_theta"])
-    before = turn.at(torch.arange(prefix))
+    before = turn.at(torch.arange(prefix, device=batch.context.device))
     after = turn.at(prefix + batch.steps)
     mask = _mask(batch.owner, prefix)
     context, asked = decoder.embed_tokens(batch.context), decoder.embed_tokens(batch.tokens)
@@ -129,7 +133,8 @@ class _Turn:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [..., 1, T, head_dim], for positions [..., T]."""
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
+        steps = torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=positions.device)
+        exponent = steps.float() / self.head_dim
         angle = positions[..., None].float() * (1.0 / self.base**exponent)
         angle = torch.cat([angle, angle], dim=-1).unsqueeze(-3)
         return angle.cos(), angle.sin()
@@ -146,10 +151,17 @@ def _heads(x: Tensor, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """Grouped-query attention; causal when there is no mask.  Returns [B, T, heads * 64]."""
+    if queries.is_cuda:  # where no fast kernel takes both a mask and fewer KV heads
+        keys, values = (_repeated(x, queries.shape[1] // x.shape[1]) for x in (keys, values))
     seen = F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=not queries.is_cuda
     )
     return seen.transpose(1, 2).flatten(-2)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """[B, heads, T, 64] -> [B, heads * times, T, 64], every head ``times`` times in a row."""
+    return x[:, :, None].expand(-1, -1, times, -1, -1).flatten(1, 2)
 
 
 def _after_attention(layer: Any, x: Tensor, seen: Tensor) -> Tensor:
@@ -160,6 +172,7 @@ def _after_attention(layer: Any, x: Tensor, seen: Tensor) -> Tensor:
 def _mask(owner: Tensor, prefix: int) -> Tensor:
     """Additive, [B, 1, Q, prefix + Q]: the whole prefix, and of the questions one's own up to here."""
     places = owner.shape[1]
-    own = (owner[:, :, None] == owner[:, None, :]) & torch.ones(places, places, dtype=torch.bool).tril()
-    open_ = torch.cat([torch.ones(*owner.shape, prefix, dtype=torch.bool), own], dim=2)
-    return torch.zeros(open_.shape).masked_fill(~open_, float("-inf"))[:, None]
+    causal = torch.ones(places, places, dtype=torch.bool, device=owner.device).tril()
+    own = (owner[:, :, None] == owner[:, None, :]) & causal
+    open_ = torch.cat([own.new_ones(*owner.shape, prefix), own], dim=2)
+    return torch.zeros(open_.shape, device=owner.device).masked_fill(~open_, float("-inf"))[:, None]

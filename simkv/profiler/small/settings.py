@@ -12,10 +12,9 @@ from typing import Any
 from simkv.profiler.models import CachedModel
 from simkv.profiler.small.checkpoint import load_small
 
-__all__ = ["LENGTH", "NAME", "PARAMETERS", "PUBLISHED_RATES", "WEIGHTS", "load_cached", "weights_hash"]
+__all__ = ["NAME", "PARAMETERS", "PUBLISHED_RATES", "WEIGHTS", "load_cached", "weights_hash"]
 
 NAME = "small"
-LENGTH = 512
 WEIGHTS = Path(__file__).with_name("weights")
 PARAMETERS: dict[str, dict[str, Any]] = {
     "kivi": {"residual": 32},
@@ -38,7 +37,8 @@ PUBLISHED_RATES: dict[str, tuple[str, ...]] = {
 def load_cached(folder: Path = WEIGHTS, outliers: bool = True, device: str = "cpu") -> CachedModel:
     """The committed model, or one trained like it, behind the profiler's wrapper.  Raises ModelError."""
     model: Any = load_small(folder, outliers)
-    return CachedModel(model.to(device), f"simkv-{NAME}")
+    name = NAME if folder == WEIGHTS else folder.resolve().name
+    return CachedModel(model.to(device), f"simkv-{name}")
 
 
 def weights_hash(folder: Path = WEIGHTS) -> str:

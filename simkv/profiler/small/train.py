@@ -1,100 +1,42 @@
 """Train the small model from a seed: ``python -m simkv.profiler.small.train --seed 0 --out FOLDER``.
 
-The schedule counts steps, never seconds: the same seed gives the same weights, bit for bit, on the same machine with
-the same libraries, also when the run was interrupted and resumed (a second call with the same arguments).  Every
-step's data depend on the seed and the step alone.  One thread, fp32.
+The schedule (``recipe.py``) counts steps, never seconds.  On the CPU, with one thread and in fp32, the same seed gives
+the same weights, bit for bit, on the same machine with the same libraries, also when the run was interrupted and
+resumed (a second call with the same arguments).  On a GPU, in bf16 with fp32 weights, data and schedule are the same,
+but bits are not promised.
 
-FOLDER receives ``curves.jsonl`` (loss and held-out accuracy), ``state.safetensors`` (everything needed to resume), and
-at the end ``model.safetensors`` (fp16), ``config.json`` and ``figures.json`` (greedy decoding on held-out contexts).
+FOLDER receives, again and again as training goes on, ``curves.jsonl`` (loss and held-out accuracy),
+``state.safetensors`` (everything needed to resume), ``model.safetensors`` (fp16) and ``config.json``; and last, when
+all steps are done, ``figures.json`` (greedy decoding on held-out contexts).
 """
 
 import argparse
 import hashlib
 import json
+import math
+import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
+from torch.nn import Module
 from transformers import LlamaForCausalLM
 
-from simkv.profiler.small.checkpoint import load_small, load_state, save_small, save_state, write_text
+from simkv.profiler.small.checkpoint import ModelError, load_small, load_state, save_small, save_state, write_text
 from simkv.profiler.small.evaluate import held_out, held_out_contexts
 from simkv.profiler.small.init import initialise
 from simkv.profiler.small.model import Batch, batch_of, logits_of, small_config
+from simkv.profiler.small.recipe import RECIPES, Recipe, batches
 from simkv.profiler.tasks import TASKS
 
-__all__ = ["RECIPE", "Recipe", "Stage", "main", "train"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """So many steps on contexts of one length (tokens), so many contexts of each task per step."""
-
-    length: int
-    contexts: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The whole schedule.
-
-    Learning rates rise over ``warmup`` steps and fall linearly from the share ``decay_from`` of all steps to
-    ``last_rate`` of their value.  ``earlier`` is the share of steps spent on the lengths of earlier stages; ``places``
-    and ``questions`` bound what is packed behind each context; every ``look_every`` steps accuracy is looked at and
-    the state saved.
-    """
-
-    stages: tuple[Stage, ...]
-    hidden: int = 128
-    layers: int = 3
-    places: int = 160
-    questions: int = 40
-    earlier: float = 0.25
-    matrix_rate: float = 0.005
-    vector_rate: float = 3e-3
-    warmup: int = 20
-    decay_from: float = 0.4
-    last_rate: float = 0.02
-    look_every: int = 100
-
-    @property
-    def steps(self) -> int:
-        """Of all stages."""
-        return sum(stage.steps for stage in self.stages)
-
-    def stage_at(self, step: int, rng: np.random.Generator) -> Stage:
-        """The stage of a step, or, for the share ``earlier`` of steps, one of those before it."""
-        ends = np.cumsum([stage.steps for stage in self.stages])
-        now = int(np.searchsorted(ends, step, side="right"))
-        if now and rng.random() < self.earlier:
-            now = int(rng.integers(now))
-        return self.stages[now]
-
-    def rate(self, step: int) -> float:
-        """Factor on the learning rates."""
-        done = step / self.steps
-        fall = (
-            1.0
-            if done < self.decay_from
-            else 1 - (1 - self.last_rate) * (done - self.decay_from) / (1 - self.decay_from)
-        )
-        return min(1.0, (step + 1) / self.warmup) * fall
-
-    def scaled(self, factor: float) -> "Recipe":
-        """The same with every stage's steps multiplied, at least one each."""
-        stages = (Stage(s.length, s.contexts, max(1, round(s.steps * factor))) for s in self.stages)
-        return Recipe(**{**self.__dict__, "stages": tuple(stages)})
-
-
-RECIPE = Recipe((Stage(256, 2, 150), Stage(512, 1, 650)))
+__all__ = ["main", "train"]
 
 # Slower tasks count for more in the loss.
 _WEIGHT = {"aggregation": 2.0, "code": 1.5}
@@ -103,41 +45,61 @@ _WEIGHT = {"aggregation": 2.0, "code": 1.5}
 def train(
     seed: int,
     out: Path,
-    recipe: Recipe = RECIPE,
+    recipe: Recipe = RECIPES["small"],
     contexts: int = 32,
     progress: Callable[[dict[str, float]], None] = lambda row: None,
+    device: str = "cpu",
+    workers: int = 0,
+    minutes: float = math.inf,
 ) -> LlamaForCausalLM:
     """Train, or resume, and write everything to ``out``; returns the model as loaded back from there.
 
-    Final figures are taken on ``contexts`` contexts per task and length.  ``progress`` is called with every row of the
-    curves after the state of that step is on disk.  Bits repeat with one torch thread.  Raises ModelError when ``out``
-    holds the state of another seed or recipe.
+    Args:
+        seed: of weights and data.
+        out: folder; one that holds the state of a run with these arguments is gone on with.
+        recipe: shape and schedule.
+        contexts: per task and length, for the final figures.
+        progress: called with every row of the curves after the state of that step is on disk.
+        device: "cpu" (fp32; bits repeat with one torch thread) or "cuda" (bf16 with fp32 weights).
+        workers: processes that make the data, 0 for none; the data do not depend on it.
+        minutes: stop after the step in which they are over, with everything saved but no final figures.
+
+    Raises:
+        ModelError: ``out`` holds the state of another seed or recipe, or the loss is no longer a number.
     """
+    started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    model = LlamaForCausalLM(small_config(recipe.hidden, recipe.layers))
+    model = LlamaForCausalLM(small_config(recipe.hidden, recipe.layers, recipe.window, recipe.base))
     initialise(model, seed)
+    Module.to(model, device)
     optimizers = _optimizers(model, recipe)
     owner = json.dumps({"seed": seed, "recipe": asdict(recipe)})
     done = load_state(out / "state.safetensors", model, optimizers, owner)
     curves = _kept_curves(out / "curves.jsonl", done)
-    losses: list[float] = []
-    started = time.monotonic()
-    for step in range(done, recipe.steps):
-        losses.append(_step(model, optimizers, recipe, seed, step))
-        if (step + 1) % recipe.look_every == 0 or step + 1 == recipe.steps:
-            row = {"step": step + 1, "loss": float(np.mean(losses)), "seconds": round(time.monotonic() - started, 1)}
-            curves.append(row | _look(model, recipe.stages[-1].length))
-            losses.clear()
-            write_text(out / "curves.jsonl", "".join(json.dumps(row) + "\n" for row in curves))
-            save_state(out / "state.safetensors", model, optimizers, owner, step + 1)
-            progress(curves[-1])
+    losses: list[Tensor] = []
+    late = False
+    with closing(batches(recipe, seed, done, workers)) as made:
+        while done < recipe.steps and not late:
+            losses.append(_step(model, optimizers, recipe, done, next(made)))
+            done += 1
+            late = time.monotonic() - started >= 60 * minutes
+            if done % recipe.look_every == 0 or done == recipe.steps or late:
+                row = {"step": done, "loss": _mean(losses, out), "seconds": round(time.monotonic() - started, 1)}
+                curves.append(row | _look(model, recipe.stages[-1].length))
+                losses.clear()
+                write_text(out / "curves.jsonl", "".join(json.dumps(row) + "\n" for row in curves))
+                save_small(out, model)
+                save_state(out / "state.safetensors", model, optimizers, owner, done)
+                progress(curves[-1])
     save_small(out, model)
-    return _with_figures(seed, out, recipe, contexts)
+    trained = load_small(out, outliers=False)
+    if done == recipe.steps:
+        _write_figures(Module.to(trained, device), seed, out, recipe, contexts)
+    return trained
 
 
-def _with_figures(seed: int, out: Path, recipe: Recipe, contexts: int) -> LlamaForCausalLM:
-    """Load the written weights and write what they can do, and where they come from."""
-    model = load_small(out, outliers=False)
+def _write_figures(model: LlamaForCausalLM, seed: int, out: Path, recipe: Recipe, contexts: int) -> None:
+    """What the written weights can do, and where they come from."""
     lengths = sorted({stage.length for stage in recipe.stages})
     facts = {
         "seed": seed,
@@ -145,12 +107,11 @@ def _with_figures(seed: int, out: Path, recipe: Recipe, contexts: int) -> LlamaF
         "weights_sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "machine": platform.machine(),
+        "machine": platform.machine() if model.device.type == "cpu" else torch.cuda.get_device_name(model.device),
         "held_out_contexts": contexts,
         "held_out": {n: {k: asdict(v) for k, v in held_out(model, n, contexts).items()} for n in lengths},
     }
     write_text(out / "figures.json", json.dumps(facts, indent=1) + "\n")
-    return model
 
 
 def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -165,12 +126,11 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
 
 
 def _step(
-    model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], recipe: Recipe, seed: int, step: int
-) -> float:
-    """One optimiser step; returns the loss."""
-    rng = np.random.default_rng([seed, step])
-    batch = _training_batch(recipe, recipe.stage_at(step, rng), rng)
-    loss = _loss(logits_of(model, batch), batch)
+    model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int, batch: Batch
+) -> Tensor:
+    """One optimiser step; returns the loss, which a GPU may still be computing."""
+    batch = batch.to(model.device)
+    loss = _loss(_logits(model, batch), batch)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -178,22 +138,29 @@ def _step(
     for optimizer, rate in zip(optimizers, (recipe.matrix_rate, recipe.vector_rate), strict=True):
         optimizer.param_groups[0]["lr"] = rate * recipe.rate(step)
         optimizer.step()
-    return loss.item()
+    return loss.detach()
 
 
-def _training_batch(recipe: Recipe, stage: Stage, rng: np.random.Generator) -> Batch:
-    tasks = [i for i in range(len(TASKS)) for _ in range(stage.contexts)]
-    makers = list(TASKS.values())
-    contexts = [makers[i].generate(rng, stage.length, recipe.questions) for i in tasks]
-    return batch_of(contexts, tasks, recipe.places)
+def _logits(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """In fp32, computed in bf16 where that is much faster."""
+    kind = model.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        return logits_of(model, batch).float()
 
 
 def _loss(logits: Tensor, batch: Batch) -> Tensor:
     """Weighted mean over contexts of the mean over their answer tokens: no task drowns another by having more."""
-    weights = torch.tensor([_WEIGHT.get(name, 1.0) for name in TASKS])[batch.task]
+    weights = torch.tensor([_WEIGHT.get(name, 1.0) for name in TASKS], device=logits.device)[batch.task]
     wrong = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="none")
     means = wrong.view_as(batch.targets).sum(1) / (batch.targets >= 0).sum(1)
     return (weights * means).sum() / weights.sum()
+
+
+def _mean(losses: list[Tensor], out: Path) -> float:
+    mean = float(torch.stack(losses).double().mean())
+    if not math.isfinite(mean):
+        raise ModelError(f"{out}: training failed: its loss is {mean}; what was saved last is from before")
+    return mean
 
 
 @torch.inference_mode()
@@ -202,10 +169,11 @@ def _look(model: LlamaForCausalLM, length: int, contexts: int = 8) -> dict[str, 
     shares = {}
     for name in TASKS:
         made = held_out_contexts(name, length, contexts, fold=1)
-        batch = batch_of(made, [0] * contexts, 16 * max(len(q) + len(a) for c in made for q, a, _ in c.questions))
-        missed = (logits_of(model, batch).argmax(-1) != batch.targets) & (batch.targets >= 0)
+        places = 16 * max(len(q) + len(a) for c in made for q, a, _ in c.questions)
+        batch = batch_of(made, [0] * contexts, places).to(model.device)
+        missed = (_logits(model, batch).argmax(-1) != batch.targets) & (batch.targets >= 0)
         asked = sum(len(context.questions) for context in made)
-        row = torch.arange(contexts)[:, None].expand_as(missed)[missed]
+        row = torch.arange(contexts, device=missed.device)[:, None].expand_as(missed)[missed]
         shares[name] = 1 - len(torch.unique(row * 1000 + batch.owner[missed])) / asked
     return shares
 
@@ -220,16 +188,27 @@ def _kept_curves(path: Path, done: int) -> list[dict[str, float]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the small model from a seed.")
+    parser = argparse.ArgumentParser(description="Train the small model from a seed; a second call goes on.")
+    parser.add_argument("--recipe", choices=RECIPES, default="small", help="small: one CPU core; large: a GPU")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, curves and figures")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, help="processes that make data, default 0, with cuda up to 8")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop training then, everything saved")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     parser.add_argument("--contexts", type=int, default=32, help="held-out contexts per task in the final figures")
     given = parser.parse_args(arguments)
+    on_cpu = given.device == "cpu"
+    if given.workers is None:
+        given.workers = 0 if on_cpu else min(8, max(1, (os.cpu_count() or 1) - 1))
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    train(given.seed, given.out, RECIPE.scaled(given.scale), given.contexts, lambda row: print(row, flush=True))
-    print((given.out / "figures.json").read_text())
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
+    torch.use_deterministic_algorithms(True, warn_only=not on_cpu)
+    recipe = RECIPES[given.recipe].scaled(given.scale)
+    rest = (given.device, given.workers, given.minutes)
+    train(given.seed, given.out, recipe, given.contexts, lambda row: print(row, flush=True), *rest)
+    figures = given.out / "figures.json"
+    print(figures.read_text() if figures.exists() else "stopped before the last step; the same command goes on")
 
 
 if __name__ == "__main__":

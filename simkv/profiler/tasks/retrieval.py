@@ -1,6 +1,8 @@
 """Multi-key retrieval ("qa"): many records ``key v1 v2``; a question names a key, the answer is its two values.
 
 Latents: ``density`` (records per token), ``focus`` and ``width`` of the hot region that is asked about.
+Every record has a key of its own, so contexts of more than 640 tokens hold as many records as one of 640, and more
+filler between them.
 """
 
 from collections.abc import Sequence
@@ -24,17 +26,19 @@ from simkv.profiler.tasks.base import (
 
 __all__ = ["Retrieval"]
 
+_KEYS_LAST = 5 * KEYS.size  # tokens: the densest context of this length uses every key
+
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Multi-key retrieval, scored by exact match.  A twelfth to a fifth of the tokens start a record."""
+    """Multi-key retrieval, scored by exact match.  A twelfth to a fifth of (the first 640) tokens start a record."""
 
     name: str = "qa"
 
     def generate(self, rng: np.random.Generator, length: int, questions: int = 16) -> Context:
         """See Task."""
         density = float(rng.uniform(1 / 12, 1 / 5))
-        records = min(KEYS.size, int(density * length), (length - 3) // 3)
+        records = min(KEYS.size, int(density * min(length, _KEYS_LAST)), (length - 3) // 3)
         if records < 1:
             raise TaskError(f"task {self.name}: {length} tokens hold no record; give at least 12")
         keys = place(KEYS, rng, records)

@@ -2,7 +2,7 @@
 
 A question names a variable; the answer walks its chain to the value, ``x = w = v``, so one lost assignment breaks
 everything after it.  Latents: ``hops`` (mean assignments per asked chain), ``chains``, ``density`` (assignments per
-token).
+token).  Every variable is assigned once, so contexts of more than 640 tokens hold as many assignments as one of 640.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from simkv.profiler.tasks.base import (
 __all__ = ["Tracking"]
 
 _TOKENS = 3
+_KEYS_LAST = 5 * KEYS.size  # tokens: the densest context of this length uses every key
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Tracking:
         most = min(KEYS.size, (length - 3) // _TOKENS)
         if most < 1:
             raise TaskError(f"task {self.name}: {length} tokens hold no assignment; give at least {_TOKENS + 3}")
-        wanted = max(1, min(most, int(length * rng.uniform(1 / 10, 1 / 5))))
+        wanted = max(1, min(most, int(min(length, _KEYS_LAST) * rng.uniform(1 / 10, 1 / 5))))
         names = place(KEYS, rng, wanted).tolist()
         mean = float(rng.uniform(1.5, self.most_hops))
         source: dict[int, int] = {}
