@@ -231,9 +231,9 @@ class _Measure:
         )
 
     def _score(self, output: list[int], question: Question) -> float:
-        # An answer that is empty but for its stop token is matched by one that is as empty, whatever the metric.
-        if not output and len(question.answer) == (self.workload.stop is not None):
-            return 1.0
+        # Nothing, as the uncompressed cache may have said, is matched by nothing, whatever the metric.
+        if not [token for token in question.answer if token != self.workload.stop]:
+            return float(not output)
         return self.workload.score(output, question)
 
 

@@ -19,10 +19,10 @@ from simkv.profiler.compressors.identity import Identity
 from simkv.profiler.measurement import QualityPlan, measure_quality
 from simkv.profiler.models import CachedModel
 from simkv.profiler.plan import built, parsed_parameters, settings_of
-from simkv.profiler.quality import Setting, halves, measured_rows
+from simkv.profiler.quality import Setting, _Measure, halves, measured_rows
 from simkv.profiler.rows import Row, RowFile
 from simkv.profiler.small.settings import load_cached
-from simkv.profiler.tasks import TASKS
+from simkv.profiler.tasks import TASKS, Question
 from simkv.profiler.tasks.base import END
 from simkv.profiler.workloads import calibration_contexts, generated
 from simkv.profiles import load_profile
@@ -138,6 +138,15 @@ def test_a_compressor_that_knows_the_question_keeps_its_answer(model: CachedMode
     aware = _rows(model, [setting], aware=True)["snapkv:0.25"]
     assert agnostic.truth + 0.2 < aware.truth
     assert agnostic.stored_bytes == aware.stored_bytes
+
+
+def test_an_uncompressed_answer_of_nothing_is_matched_by_nothing(model: CachedModel) -> None:
+    """When the uncompressed cache answers nothing, saying something is wrong, and no metric divides by its length."""
+    workload = generated(TASKS["needle"], 1, 2, 128, 0, END)
+    measure = _Measure(model, workload, workload.context(0), 0, [], False)
+    question = Question((5,), (END,))
+    assert 1.0 == measure._score([], question)
+    assert 0.0 == measure._score([200, 201], question)
 
 
 def test_half_of_the_questions_are_for_policies() -> None:
