@@ -12,9 +12,10 @@ from typing import Any
 from simkv.profiler.models import CachedModel
 from simkv.profiler.small.checkpoint import load_small
 
-__all__ = ["NAME", "PARAMETERS", "PUBLISHED_RATES", "WEIGHTS", "load_cached", "weights_hash"]
+__all__ = ["LENGTH", "NAME", "PARAMETERS", "PUBLISHED_RATES", "WEIGHTS", "load_cached", "weights_hash"]
 
 NAME = "small"
+LENGTH = 512
 WEIGHTS = Path(__file__).with_name("weights")
 PARAMETERS: dict[str, dict[str, Any]] = {
     "kivi": {"residual": 32},
