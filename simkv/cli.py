@@ -1,4 +1,4 @@
-"""The command line: the verbs run, sweep and plot, and the groups trace and profile.
+"""The command line: the verbs run, sweep, bound and plot, and the groups trace and profile.
 
 What it is: parsing; each verb calls the library and prints.  What it is not: the calls themselves, nor errors
 (``cli_verb.py``), printing (``cli_output.py``, ``cli_results.py``) or the groups (``cli_trace.py``,
@@ -146,6 +146,7 @@ def sweep(
         raise ConfigError(f"--compare: {unknown_name('label', compare, labels)}")
     folder = _default_folder(study.base.name) if out is None else out
     table, failure = _computed(study, folder, workers, fresh)
+    runs = table[table["policy"] != "bound"]
     for facts in study_traces(folder, table):
         report_notes(facts)
     figures = [] if no_plots else _draw_fitting(folder)
@@ -153,7 +154,7 @@ def sweep(
         print_json(study_rows(table))
     else:
         print_policies(table)
-        print(f"\n{len(table)} runs in {folder}: summary.parquet, summary.csv")
+        print(f"\n{len(runs)} runs in {folder}: summary.parquet, summary.csv")
         if figures:
             print(f"figures in {folder / 'figures'}: {', '.join(path.name for path in figures)}")
         if compare is not None:
@@ -199,8 +200,8 @@ def _computed(
             raise
         table, failure = load_summary(folder), error
     if not fresh:
-        reused = sum(run in there for run in table["run"])
-        _LOG.info("%d of %d runs were there already", reused, len(table))
+        runs = table.loc[table["policy"] != "bound", "run"]
+        _LOG.info("%d of %d runs were there already", sum(run in there for run in runs), len(runs))
     return table, failure
 
 
@@ -210,6 +211,44 @@ def _draw_fitting(folder: Path) -> list[Path]:
     results = open_results(folder)
     files = {name: folder / "figures" / f"{name}.png" for name in fitting_figures(results.table)}
     return draw(results, files, skip=True)
+
+
+@app.command(cls=Verb, epilog="Example: simkv bound experiments/first-run/config.toml --alphas 0,0.5,1,2,10")
+def bound(
+    config: Config,
+    alphas: Annotated[
+        str | None, typer.Option(metavar="A,...", help="Seconds per unit of quality.  [default: 14 from 0 to 30]")
+    ] = None,
+    anticipation: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="What policies may do between two uses: none, prefetch or raise."),
+    ] = None,
+    set_: Changes = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows there: .csv or .parquet.")] = None,
+    as_json: JsonText = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compute what no policy can beat: delay at each quality, for a run or each point of a study's grid."""
+    from simkv.cli_bound import bound_corners, write_corners
+    from simkv.cli_results import print_bound
+
+    corners = bound_corners(_study(config, set_), _numbers(alphas), anticipation)
+    if out is not None:
+        write_corners(corners, out)
+    if as_json:
+        print_json(corners.to_dict("records"))
+    else:
+        print_bound(corners)
+        if out is not None:
+            print(f"\nwritten to {out}")
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--alphas {text}: write numbers with commas between, e.g. 0,0.5,2") from None
 
 
 @app.command(cls=Verb, epilog="Example: simkv plot results/first-run --figure delay-quality --out delay.pdf")

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from simkv.errors import ConfigError, SimkvError, unknown_name
+from simkv.experiment_bounds import BOUND
 from simkv.experiments import load_summary
 from simkv.figures import FIGURE_INPUTS, FIGURES, find_figure, save_figure
 from simkv.figures.tables import factor_columns, factor_title, knob_texts
@@ -59,7 +60,8 @@ class Results:
         }
 
     def _titled(self) -> pd.DataFrame:
-        table = self.table.assign(params=self.table["params"].map(_params))
+        runs = self.table[self.table["policy"] != BOUND].reset_index(drop=True)
+        table = runs.assign(params=runs["params"].map(_params))
         knobs = knob_texts(table)
         table["title"] = [
             f"{label} ({knob})" if knob else label for label, knob in zip(table["label"], knobs, strict=True)

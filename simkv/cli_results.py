@@ -14,12 +14,13 @@ import pandas as pd
 
 from simkv.cli_output import duration, fixed, percent, print_pairs, print_table, records
 from simkv.comparison import compare_curves
+from simkv.experiment_bounds import BOUND
 from simkv.figures.style import tier_title
 from simkv.figures.tables import average_seeds, factor_columns, knob_texts
 from simkv.simulator.metrics import Result
 from simkv.units import format_bytes
 
-__all__ = ["print_comparison", "print_policies", "print_summary", "study_rows", "study_traces"]
+__all__ = ["print_bound", "print_comparison", "print_policies", "print_summary", "study_rows", "study_traces"]
 
 _LOG = logging.getLogger(__name__)
 _TIMES = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
@@ -84,7 +85,8 @@ def _lifetime(years: float | None) -> str:
 
 
 def print_policies(table: pd.DataFrame) -> None:
-    """One row per policy, setting and factors of a sweep, averaged over seeds."""
+    """One row per policy, setting and factors of a sweep, averaged over seeds; bounds are for ``print_bound``."""
+    table = table[table["policy"] != BOUND]
     kind = _share_kind(table["blocks_mean"].max())
     shares = [str(column) for column in table.columns if str(column).startswith(kind)]
     shares.sort(key=f"{kind}recompute".__eq__)
@@ -113,6 +115,23 @@ def print_policies(table: pd.DataFrame) -> None:
     print(f"TTFT is the mean; shares are of {of}")
     for warning in dict.fromkeys(text for texts in table["warnings"] for text in json.loads(texts)):
         _LOG.warning("%s", warning)
+
+
+def print_bound(corners: pd.DataFrame) -> None:
+    """The corners of bounds, a row each: alpha, delay, quality, utility, and any other columns first."""
+    last = ("alpha", "ttft_mean_s", "quality_mean", "utility_s")
+    others = [str(column) for column in corners.columns if column not in last]
+    headers = [*others, "alpha (s)", "TTFT at least (s)", "at quality", "utility at most (s)"]
+    rows = [
+        [
+            *(str(row[column]) for column in others),
+            f"{row['alpha']:g}",
+            *(fixed(row[column], 4) for column in last[1:]),
+        ]
+        for row in records(corners)
+    ]
+    print_table(headers, rows, text=max(1, len(others)))
+    print("between two rows the bound is straight; utility is alpha x quality - TTFT, means over the measured requests")
 
 
 def print_comparison(table: pd.DataFrame, label: str) -> None:
@@ -145,7 +164,7 @@ def study_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 def study_traces(results: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
     """The facts of the traces that a sweep replayed, each once."""
     found: dict[str, dict[str, Any]] = {}
-    for run in table["run"]:
+    for run in table.loc[table["policy"] != BOUND, "run"]:
         facts = json.loads((results / "runs" / str(run) / "meta.json").read_text(encoding="utf-8"))["meta"]["trace"]
         found.setdefault(json.dumps([facts.get("name"), facts.get("notes")]), facts)
     return list(found.values())

@@ -18,8 +18,9 @@ from typing import Any, TypeVar, overload
 from pydantic import BaseModel, ValidationError
 
 from simkv.config_errors import config_error, shown, shown_key
-from simkv.config_fields import Warmup
+from simkv.config_fields import Warmup, literal
 from simkv.config_models import (
+    BoundConfig,
     EngineConfig,
     LinkConfig,
     PolicyConfig,
@@ -36,6 +37,7 @@ from simkv.profile_files import PROFILE_FILE
 from simkv.profiles import TierSpec, load_profile
 
 __all__ = [
+    "BoundConfig",
     "EngineConfig",
     "LinkConfig",
     "PolicyConfig",
@@ -63,7 +65,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def load_config(path: str | Path) -> RunConfig | StudyConfig:
-    """Read a TOML file; a table ``[grid]`` or ``[[policies]]`` makes it a study.
+    """Read a TOML file; a table ``[grid]``, ``[[policies]]`` or ``[bound]`` makes it a study.
 
     Relative paths of traces, profiles and models count from the file's folder when they exist there,
     and from the current folder otherwise.  Raises ConfigError.
@@ -86,7 +88,7 @@ def load_config(path: str | Path) -> RunConfig | StudyConfig:
 
 def parse_config(table: Mapping[str, Any], where: str = "config") -> RunConfig | StudyConfig:
     """A run or a study from the tables of its file; ``where`` opens every message.  Raises ConfigError."""
-    if isinstance(table, Mapping) and ("grid" in table or "policies" in table):
+    if isinstance(table, Mapping) and not {"grid", "policies", "bound"}.isdisjoint(table):
         return _parse_study(dict(table), where)
     return parse_run(table, where)
 
@@ -196,7 +198,7 @@ def override(
     In a study, ``policy.*`` applies to every policy, ``grid.<key>`` replaces or adds a factor, and a key
     that is already a factor is refused.  Raises ConfigError.
     """
-    values = {key: _literal(text) for key, text in texts.items()}
+    values = {key: literal(text) for key, text in texts.items()}
     if isinstance(config, RunConfig):
         return replace_values(config, values, where)
     return _override_study(config, values, where)
@@ -205,7 +207,9 @@ def override(
 def _override_study(config: StudyConfig, values: dict[str, Any], where: str) -> StudyConfig:
     grid = dict(config.grid)
     grid.update({key[5:]: value for key, value in values.items() if key.startswith("grid.")})
-    plain = {key: value for key, value in values.items() if not key.startswith("grid.")}
+    bound = {} if config.bound is None else config.bound.model_dump()
+    bound.update({key[6:]: value for key, value in values.items() if key.startswith("bound.")})
+    plain = {key: value for key, value in values.items() if not key.startswith(("grid.", "bound."))}
     for key in plain:
         if key in grid or any(f"policy.{name}" == key for entry in config.policies for name in entry.grid):
             raise ConfigError(
@@ -219,11 +223,13 @@ def _override_study(config: StudyConfig, values: dict[str, Any], where: str) -> 
         policies.append({**_policy_table(run.policy), "grid": entry.grid})
     table = resolved(replace_values(config.base, shared, where))
     del table["policy"]
-    return _parse_study({**table, "grid": grid, "policies": policies}, where, source=config.source)
+    asked = {"bound": bound} if bound else {}
+    return _parse_study({**table, **asked, "grid": grid, "policies": policies}, where, source=config.source)
 
 
 def _parse_study(table: dict[str, Any], where: str, source: str | None = None) -> StudyConfig:
     grid = _factors(table.pop("grid", {}), where, "grid")
+    bound = _validated(BoundConfig, table.pop("bound"), where, "bound") if "bound" in table else None
     entries = table.pop("policies", None)
     if entries is not None and "policy" in table:
         raise ConfigError(f"{where}: policy: a study with [[policies]] has no [policy]; remove one of them")
@@ -238,7 +244,7 @@ def _parse_study(table: dict[str, Any], where: str, source: str | None = None) -
             raise ConfigError(
                 f"{where}: grid.{shown_key(key)}: policies and their own grids stand in [[policies]]; remove it here"
             )
-    return StudyConfig(base=base, grid=grid, policies=policies, source=source or where)
+    return StudyConfig(base=base, grid=grid, policies=policies, source=source or where, bound=bound)
 
 
 def _policy_grid(entry: Any, index: int, where: str) -> PolicyGrid:
@@ -305,15 +311,6 @@ def _set(table: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"{where}: {shown_key(dotted)}: address a tier by its name, like tiers.dram.capacity")
     node[last] = value
-
-
-def _literal(text: str) -> Any:
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    alone = len(table) == 1 and isinstance(table["value"], (str, int, float, list, dict))
-    return table["value"] if alone else text
 
 
 def _without_none(node: Any) -> Any:

@@ -5,6 +5,7 @@ What it is not: the keys and the rules between them (``config.py``).
 """
 
 import math
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -32,6 +33,7 @@ __all__ = [
     "Text",
     "Warmup",
     "WarmupValue",
+    "literal",
 ]
 
 Scalar: TypeAlias = str | int | float | bool
@@ -136,3 +138,13 @@ WarmupValue: TypeAlias = Annotated[Warmup, PlainValidator(_guarded(_warmup)), Pl
 TaskMixture: TypeAlias = Annotated[str | dict[str, float] | None, PlainValidator(_guarded(_mixture))]
 ModelName: TypeAlias = Annotated[Text | None, BeforeValidator(_guarded(_model))]
 Params: TypeAlias = Annotated[dict[str, Param], PlainValidator(_guarded(_params))]
+
+
+def literal(text: str) -> Any:
+    """The TOML value that ``text`` is, or the text itself."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    alone = len(table) == 1 and isinstance(table["value"], (str, int, float, list, dict))
+    return table["value"] if alone else text

@@ -32,6 +32,7 @@ from simkv.profiles import TierSpec
 from simkv.units import NS_PER_S
 
 __all__ = [
+    "BoundConfig",
     "EngineConfig",
     "LinkConfig",
     "PolicyConfig",
@@ -254,10 +255,23 @@ class PolicyGrid(_Section):
     grid: dict[str, list[Param]]
 
 
+class BoundConfig(_Section):
+    """The bound of a study, computed once for each point of its grid: at which weights, and for which policies."""
+
+    alphas: tuple[Annotated[float, Field(ge=0, le=1e9)], ...] = Field(
+        default=(0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0),
+        min_length=1,
+        max_length=200,
+        strict=False,
+    )
+    anticipation: Literal["none", "prefetch", "raise"] = "none"
+
+
 class StudyConfig(_Section):
-    """A study: a base run, a grid over dotted keys, and policies.  ``source`` is where it was read from."""
+    """A study: a base run, a grid over dotted keys, policies, a bound.  ``source`` is where it was read from."""
 
     base: RunConfig
     grid: dict[str, list[Any]]
     policies: tuple[PolicyGrid, ...]
     source: str
+    bound: BoundConfig | None = None

@@ -53,7 +53,7 @@ def discard(folder: Path) -> None:
 
 def remove_stale(results: Path) -> None:
     """Remove what sweeps that died have left half-written."""
-    for parent in (results, results / "runs", results / "traces"):
+    for parent in (results, results / "runs", results / "bounds", results / "traces"):
         for folder in parent.glob(f"{_TEMPORARY}*"):
             if _is_stale(folder):
                 shutil.rmtree(folder, ignore_errors=True)

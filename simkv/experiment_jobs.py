@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from simkv.config import RunConfig
 from simkv.errors import SimkvError
+from simkv.experiment_bounds import SavedBound
 from simkv.experiment_files import staged
 from simkv.simulator.metrics import Result
 from simkv.traces.storage import open_arrow
@@ -27,7 +28,7 @@ from simkv.traces.trace import Trace
 
 __all__ = ["Bar", "Job", "Runner", "run_jobs"]
 
-Runner = Callable[..., Result]
+Runner = Callable[..., Result | SavedBound]
 Report = Callable[[int, int], None]
 Finished = Callable[["Job", BaseException | None], None]
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-from simkv.config import RunConfig, StudyConfig, config_hash, replace_values, resolved, with_profile_tiers
+from simkv.config import BoundConfig, RunConfig, StudyConfig, config_hash, replace_values, resolved, with_profile_tiers
 from simkv.errors import ConfigError, SimkvError
+from simkv.experiment_bounds import BOUND, bound_identity, bound_rows, bound_runner, without_policy
 from simkv.experiment_files import discard, remove_stale, staged
 from simkv.experiment_jobs import Bar, Job, Runner, run_jobs
 from simkv.preparation import prepare_trace, trace_fingerprint
@@ -48,7 +49,11 @@ class StudyRun:
     @property
     def title(self) -> str:
         """The policy and the factors, for messages."""
-        return ", ".join([self.config.policy.title, *(f"{key} = {value}" for key, value in self.factors.items())])
+        return _title(self.config.policy.title, self.factors)
+
+
+def _title(name: str, factors: dict[str, Any]) -> str:
+    return ", ".join([name, *(f"{key} = {value}" for key, value in factors.items())])
 
 
 def expand(study: StudyConfig) -> list[StudyRun]:
@@ -127,16 +132,17 @@ def run_study(
     results = Path(results).absolute()
     runs = expand(study)
     remove_stale(results)
-    folders, jobs, failed = _plan(runs, results, runner, fresh)
-
-    there = {folder for folder in folders if folder}
+    inputs = _Inputs(results)
+    folders, jobs, failed = _plan(runs, inputs, runner, fresh)
+    bounds = _plan_bounds(study, runs, inputs, jobs, failed, fresh)
+    there = {folder for folder in [*folders, *(folder for folder, _ in bounds)] if folder}
     try:
         with Bar(len(there), len(there) - len(jobs), progress) as bar:
             failed += run_jobs(jobs, workers=workers, executor=executor, errors=results / "errors", bar=bar)
     except KeyboardInterrupt:
         _LOG.warning("%s: interrupted; what is finished is kept, and the same sweep goes on from there", study.source)
         raise
-    table = _write_table(runs, folders, results)
+    table = _write_table(runs, folders, bounds, results)
     if failed:
         raise SimkvError(f"{study.source}: {len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     return table
@@ -152,8 +158,9 @@ def load_summary(results: str | Path) -> pd.DataFrame:
 
 
 def load_runs(results: str | Path) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Each row of the table with the run's frames, loaded one after the other.  Raises SimkvError."""
-    for row in load_summary(results).to_dict("records"):
+    """Each run's row of the table with its frames, loaded one after the other.  Raises SimkvError."""
+    table = load_summary(results)
+    for row in table[table["policy"] != BOUND].to_dict("records"):
         named: dict[str, Any] = {str(key): value for key, value in row.items()}
         yield named, Result.load(Path(results) / "runs" / str(named["run"]))
 
@@ -173,6 +180,11 @@ class _Inputs:
             self._profiles[key] = prepare_profile(config).sha256
         identity = config_hash(config, self._trace_sha256(config), self._profiles[key], code_identity())
         return self._results / "runs" / identity[:_NAME_CHARACTERS]
+
+    def bound_folder(self, config: RunConfig, asked: BoundConfig) -> Path:
+        """Where the bound belongs that ``config`` (of no particular policy) has.  Raises SimkvError."""
+        name = bound_identity(self.folder(config).name, asked)
+        return self._results / "bounds" / name[:_NAME_CHARACTERS]
 
     def trace(self, config: RunConfig) -> Path:
         """The prepared trace as a file to map; made now unless it is there.  Raises SimkvError."""
@@ -203,10 +215,9 @@ class _Inputs:
 
 
 def _plan(
-    runs: list[StudyRun], results: Path, runner: Runner, fresh: bool
+    runs: list[StudyRun], inputs: _Inputs, runner: Runner, fresh: bool
 ) -> tuple[list[Path | None], list[Job], list[str]]:
     """The folder of each run (None if its inputs are bad), the jobs that are left to do, and what failed already."""
-    inputs = _Inputs(results)
     folders: list[Path | None] = []
     jobs: list[Job] = []
     failed: list[str] = []
@@ -224,9 +235,39 @@ def _plan(
     return folders, jobs, failed
 
 
-def _write_table(runs: list[StudyRun], folders: list[Path | None], results: Path) -> pd.DataFrame:
-    """The table of the runs that are there, written as Parquet and CSV."""
+def _plan_bounds(
+    study: StudyConfig, runs: list[StudyRun], inputs: _Inputs, jobs: list[Job], failed: list[str], fresh: bool
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and factors of each bound that the study asks for; adds to the jobs and to what failed already."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for run in runs if study.bound is not None else ():
+        assert study.bound is not None
+        factors = {key: value for key, value in run.factors.items() if not key.startswith("policy.")}
+        config = without_policy(run.config)
+        key = json.dumps(resolved(config), sort_keys=True)
+        if key in found:
+            continue
+        title = _title("Bound", factors)
+        try:
+            folder = inputs.bound_folder(config, study.bound)
+            found[key] = (folder, factors)
+            if fresh or not _is_complete(folder):
+                discard(folder)
+                jobs.append(Job(title, config, inputs.trace(config), folder, bound_runner(study.bound)))
+        except SimkvError as error:
+            failed.append(f"{title}: {error}")
+            _LOG.warning("%s", failed[-1])
+    return list(found.values())
+
+
+def _write_table(
+    runs: list[StudyRun], folders: list[Path | None], bounds: list[tuple[Path, dict[str, Any]]], results: Path
+) -> pd.DataFrame:
+    """The table of the runs and bounds that are there, written as Parquet and CSV."""
     rows = [_row(run, folder) for run, folder in zip(runs, folders, strict=True) if folder and _is_complete(folder)]
+    for folder, at in bounds:
+        for row in bound_rows(folder) if _is_complete(folder) else ():
+            rows.append({"run": folder.name, **row, "params": json.dumps(row["params"]), **at})
     factors = list(dict.fromkeys(key for run in runs for key in run.factors))
     found = dict.fromkeys(key for row in rows for key in row)
     table = pd.DataFrame(

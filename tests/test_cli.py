@@ -87,12 +87,14 @@ def program(*args: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_the_verbs() -> None:
-    """``simkv --help`` names the five verbs."""
+    """``simkv --help`` names the six verbs."""
     listed = {line.split()[0] for line in call("--help").stdout.partition("Commands:")[2].splitlines() if line.strip()}
-    assert {"run", "sweep", "plot", "trace", "profile"} <= listed
+    assert {"run", "sweep", "bound", "plot", "trace", "profile"} <= listed
 
 
-@pytest.mark.parametrize("verb", ["run", "sweep", "plot", "trace list", "trace fetch", "trace stats", "trace convert"])
+@pytest.mark.parametrize(
+    "verb", ["run", "sweep", "bound", "plot", "trace list", "trace fetch", "trace stats", "trace convert"]
+)
 def test_help_has_an_example(verb: str) -> None:
     """The help of a verb ends with an example of itself."""
     assert f"Example: simkv {verb}" in call(*verb.split(), "--help").stdout

@@ -85,11 +85,11 @@ def test_config_reference_names_every_key() -> None:
     """simkv/CONFIG.md has every key of every section and every parameter of every policy."""
     from dataclasses import fields
 
-    from simkv.config import EngineConfig, LinkConfig, ProfileConfig, RunConfig, TierConfig, TraceConfig
+    from simkv.config import BoundConfig, EngineConfig, LinkConfig, ProfileConfig, RunConfig, TierConfig, TraceConfig
     from simkv.simulator.policies import POLICIES
 
     text = (ROOT / "simkv" / "CONFIG.md").read_text(encoding="utf-8")
-    models = (RunConfig, TraceConfig, ProfileConfig, TierConfig, LinkConfig, EngineConfig)
+    models = (RunConfig, TraceConfig, ProfileConfig, TierConfig, LinkConfig, EngineConfig, BoundConfig)
     keys = {field.alias or name for model in models for name, field in model.model_fields.items()}
     keys -= {"trace", "profile", "tiers", "host_link", "engine", "policy"}
     keys |= {field.name for policy in POLICIES.values() for field in fields(policy) if field.init}

@@ -40,6 +40,11 @@ _AXES: tuple[tuple[str, Callable[[str], float]], ...] = (
 )
 
 
+def _policies(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs: a bound has many operating points, none of which is a setting."""
+    return table[table["policy"] != "bound"] if "policy" in table else table
+
+
 @styled
 def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", metric: str = "ttft_mean_s") -> Figure:
     """A metric against a grid factor, one line per label and parameter setting, with 95 % bands.
@@ -60,7 +65,7 @@ def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", 
         raise SimkvError(unknown_name("grid factor", factor, factors))
     if factor.startswith("policy."):
         raise SimkvError(f"{factor}: a parameter of a policy is no grid factor; delay-quality shows it along the curve")
-    points = average_seeds(table, [metric])
+    points = average_seeds(_policies(table), [metric])
     if factor not in points:
         raise SimkvError(f"{factor}: only one value, {table[factor].iloc[0]}; a sweep needs two or more")
     points[[metric, *interval_columns(metric)]] /= scale

@@ -33,8 +33,10 @@ __all__ = ["delay_quality"]
 
 _DELAY, _QUALITY = "ttft_mean_s", "quality_mean"
 _MOST_NOTES = 12
-_UNATTAINABLE = ("bound", "clairvoyant")
+_BOUND = "bound"
+_UNATTAINABLE = (_BOUND, "clairvoyant")
 _MOST_PANELS = 12
+_LIMIT: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.6, "zorder": 2.5}
 _FRONT: dict[str, Any] = {"color": "#d2d2d2", "linewidth": 2.6, "solid_capstyle": "butt", "zorder": 1.5}
 
 
@@ -43,6 +45,8 @@ def delay_quality(table: pd.DataFrame, *, log_x: bool = False, notes: bool = Tru
     """Mean TTFT (s) against mean quality, one line with markers per label; up and left is better.
 
     The Pareto front is that of all points of a panel but bounds and clairvoyant policies, which nobody can attain.
+    A bound (policy "bound") is a plain line through the corners of its curve; it does not widen the axes beyond the
+    quality that the policies span.
 
     Args:
         table: summary rows; needs label, ttft_mean_s, quality_mean; uses params, seed and the interval columns.
@@ -64,7 +68,7 @@ def delay_quality(table: pd.DataFrame, *, log_x: bool = False, notes: bool = Tru
     handles: dict[str, object] = {}
     for axes, (_, group) in zip(grid, panels, strict=True):
         _draw_panel(axes, group, styles, handles)
-    _set_limits(grid[0], points, log_x)
+    _set_limits(grid[0], _seen(points), log_x)
     order = [*styles, *(name for name in handles if name not in styles)]
     legend_above(figure, [handles[name] for name in order], order)
     figure.draw_without_rendering()
@@ -72,6 +76,15 @@ def delay_quality(table: pd.DataFrame, *, log_x: bool = False, notes: bool = Tru
     for axes, (_, group) in zip(grid, panels, strict=True):
         _add_notes(axes, group, styles, notes)
     return figure
+
+
+def _seen(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that the axes must show: all but corners of bounds outside the policies' range of quality."""
+    limits = points["policy"] == _BOUND
+    if limits.all():
+        return points
+    spanned = points.loc[~limits, _QUALITY]
+    return points[~limits | points[_QUALITY].between(spanned.min(), spanned.max())]
 
 
 def _draw_panel(axes: Axes, group: pd.DataFrame, styles: dict[str, SeriesStyle], handles: dict[str, object]) -> None:
@@ -82,6 +95,10 @@ def _draw_panel(axes: Axes, group: pd.DataFrame, styles: dict[str, SeriesStyle],
     for label, points in group.groupby("label", sort=False):
         points = points.sort_values([_DELAY, _QUALITY])
         style = styles[str(label)]
+        if (points["policy"] == _BOUND).all():
+            (line,) = axes.plot(points[_DELAY], points[_QUALITY], color=style.color, label=str(label), **_LIMIT)
+            handles.setdefault(str(label), line)
+            continue
         axes.errorbar(
             points[_DELAY],
             points[_QUALITY],
@@ -134,7 +151,7 @@ def _reach(points: pd.DataFrame, metric: str) -> tuple[float, float]:
 
 def _add_notes(axes: Axes, group: pd.DataFrame, styles: dict[str, SeriesStyle], notes: bool) -> None:
     queues = []
-    for label, points in group.groupby("label", sort=False):
+    for label, points in group[group["policy"] != _BOUND].groupby("label", sort=False):
         points = points.sort_values([_DELAY, _QUALITY])
         rows = [points.iloc[index] for index in ends_first(len(points))]
         colour = shade(styles[str(label)].color, 0.2)

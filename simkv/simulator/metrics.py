@@ -23,7 +23,7 @@ from simkv.simulator.transfers import KINDS
 if TYPE_CHECKING:
     from simkv.simulator.engine import Engine, Request
 
-__all__ = ["Recorder", "Result", "moves_frame", "occupancy_frame", "requests_frame"]
+__all__ = ["Recorder", "Result", "moves_frame", "occupancy_frame", "requests_frame", "revisits"]
 
 _PPB = 1_000_000_000
 _OCCUPANCY_SAMPLES = 2000
@@ -160,7 +160,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
     table = np.array(rows, dtype=np.int64).reshape(len(rows), 10 + len(costs.tiers))
     tiers = [tier.name for tier in costs.tiers]
     total = trace.input_tokens.astype(np.int64)
-    revisit = _revisits(trace.block_ids, trace.block_offsets)
+    revisit = revisits(trace.block_ids, trace.block_offsets)
     names = np.array([*tiers, "recompute"])
     variants = np.array([*costs.variants, "none"])
     tasks = np.array([*trace.task_names, ""])
@@ -188,7 +188,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
     return pd.DataFrame(frame)
 
 
-def _revisits(block_ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def revisits(block_ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """bool[R]: the request asks for some block that an earlier request asked for."""
     requests = len(offsets) - 1
     owner = np.repeat(np.arange(requests), np.diff(offsets))

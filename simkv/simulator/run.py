@@ -27,7 +27,7 @@ from simkv.traces.transform import assign_tasks
 from simkv.units import NS_PER_S, format_bytes, parse_bytes
 from simkv.version import simkv_version
 
-__all__ = ["prepare_profile", "run_config", "simulate"]
+__all__ = ["choose_tiers", "engine_settings", "hardware", "prepare_profile", "run_config", "simulate", "tables"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def simulate(
     chosen = _policy(policy)
     if tasks is not None:
         trace = assign_tasks(trace, tasks if isinstance(tasks, str) else dict(tasks), sub_seed(seed, "tasks"))
-    specs = _tiers(profile, tiers)
+    specs = choose_tiers(profile, tiers)
     return _execute(trace, profile, chosen, specs, host_link or profile.host_link, settings, seed, progress)
 
 
@@ -79,13 +79,18 @@ def run_config(
     """
     policy = make_policy(config.policy.name, dict(config.policy.params))
     profile = prepare_profile(config) if profile is None else profile
-    specs = tuple(tier.to_spec() for tier in config.tiers) or profile.tiers
-    link = config.host_link.to_spec() if config.host_link else profile.host_link
+    specs, link = hardware(config, profile)
     trace = prepare_trace(config) if trace is None else trace
     result = _execute(trace, profile, policy, specs, link, config.engine, config.seed, progress)
     result.meta["config"] = resolved(config)
     result.summary.update(label=config.policy.title, policy=config.policy.name)
     return result
+
+
+def hardware(config: RunConfig, profile: Profile) -> tuple[tuple[TierSpec, ...], TierSpec | None]:
+    """Tiers and host link of a run: the config's, or else the profile's."""
+    specs = tuple(tier.to_spec() for tier in config.tiers) or profile.tiers
+    return specs, config.host_link.to_spec() if config.host_link else profile.host_link
 
 
 def prepare_profile(config: RunConfig) -> Profile:
@@ -127,7 +132,8 @@ def _policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
     return make_policy(name, params)
 
 
-def _tiers(profile: Profile, tiers: Mapping[str, Any] | Sequence[TierSpec] | None) -> tuple[TierSpec, ...]:
+def choose_tiers(profile: Profile, tiers: Mapping[str, Any] | Sequence[TierSpec] | None) -> tuple[TierSpec, ...]:
+    """The profile's tiers, with new capacities if ``tiers`` is a mapping, or the given ones.  Raises ConfigError."""
     if tiers is None:
         return profile.tiers
     if not isinstance(tiers, Mapping):
@@ -156,6 +162,31 @@ def _execute(
 ) -> Result:
     started = time.perf_counter()
     _check_trace(trace, policy)
+    costs = tables(trace, profile, tiers, host_link, config, seed)
+    engine = Engine(
+        trace,
+        costs,
+        policy,
+        engine_settings(config),
+        host_link=host_link,
+        after_event=check_engine if config.check else None,
+        progress=progress,
+    )
+    engine.run()
+    result = _result(engine, profile, config, seed)
+    result.summary["wall_s"] = round(time.perf_counter() - started, 3)
+    return result
+
+
+def tables(
+    trace: Trace,
+    profile: Profile,
+    tiers: tuple[TierSpec, ...],
+    host_link: TierSpec | None,
+    config: EngineConfig,
+    seed: int,
+) -> CostTables:
+    """The cost tables of a run, after checks of profile and tiers.  Raises SimkvError."""
     _check_measured_loads(profile, tiers, host_link)
     if config.loading == "gpu" and host_link is not None:
         raise ConfigError("engine.loading: 'gpu' carries loads on the compute server; there is no host_link to cross")
@@ -169,22 +200,11 @@ def _execute(
         quality_queries=config.quality_queries,
     )
     _check_tiers(costs, config.pristine)
-    engine = Engine(
-        trace,
-        costs,
-        policy,
-        _settings(config),
-        host_link=host_link,
-        after_event=check_engine if config.check else None,
-        progress=progress,
-    )
-    engine.run()
-    result = _result(engine, profile, config, seed)
-    result.summary["wall_s"] = round(time.perf_counter() - started, 3)
-    return result
+    return costs
 
 
-def _settings(config: EngineConfig) -> EngineSettings:
+def engine_settings(config: EngineConfig) -> EngineSettings:
+    """The part of ``[engine]`` that the engine itself needs."""
     return EngineSettings(
         arrivals=config.arrivals,
         concurrency=config.concurrency,
