@@ -248,11 +248,13 @@ def random_trace(seed: int, *, requests: int = 60, families: int = 4, spread_us:
 VARIANTS = ("raw", "kivi:4", "kivi:2")
 EVERY_POLICY: list[tuple[str, dict[str, Any]]] = [
     ("recompute", {}),
-    *((name, {"variant": v}) for name in POLICIES if name not in ("recompute", "adaptcache") for v in VARIANTS),
+    *((name, {"variant": v}) for name in POLICIES if name not in ("recompute", "adaptcache", "hitdensity") for v in VARIANTS),
     ("lru", {"promote": False}),
     ("gdsf", {"cost": "recompute"}),
     ("s3fifo", {"small_share": 0.5}),
     *(("adaptcache", {"preset": p, "alpha": a}) for p in ("code", "paper") for a in (0.001, 1.0, 3000.0)),
     ("adaptcache", {"method": "free", "frequency": "decayed", "window_s": 0.01}),
     ("adaptcache", {"drop_after_uses": 2, "per": "step", "recompute": False}),
+    *(("hitdensity", {"alpha": a}) for a in (0.001, 0.1, 3.0)),
+    ("hitdensity", {"sample": 1, "unit_s": 0.001}),
 ]

@@ -227,7 +227,7 @@ def test_wrong_names_and_values(name: str, params: dict[str, Any], message: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if name not in ("recompute", "adaptcache")])
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name not in ("recompute", "adaptcache", "hitdensity")])
 def test_unknown_variant(policy: str) -> None:
     """A variant that the profile does not have is an error when the run starts."""
     with pytest.raises(PolicyError, match="unknown variant 'kivi:3' .did you mean 'kivi:.'"):

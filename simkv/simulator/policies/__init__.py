@@ -18,6 +18,7 @@ from simkv.simulator.policies.base import Policy
 from simkv.simulator.policies.clairvoyant import Clairvoyant
 from simkv.simulator.policies.fifo import Fifo
 from simkv.simulator.policies.gdsf import Gdsf
+from simkv.simulator.policies.hitdensity import HitDensity
 from simkv.simulator.policies.lfu import Lfu
 from simkv.simulator.policies.lru import Lru
 from simkv.simulator.policies.recompute import Recompute
@@ -30,6 +31,7 @@ POLICIES: dict[str, type[Policy]] = {
     "clairvoyant": Clairvoyant,
     "fifo": Fifo,
     "gdsf": Gdsf,
+    "hitdensity": HitDensity,
     "lfu": Lfu,
     "lru": Lru,
     "recompute": Recompute,
