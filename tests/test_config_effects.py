@@ -180,6 +180,11 @@ OTHER_VALUES: dict[str, Any] = {
     "agreement_sd": 0.0,
     "scatter": 4.0,
     "seed": 1,
+    "hit": "promote",
+    "sample": 1,
+    "unit_s": 0.01,
+    "prior": 3000.0,
+    "stripe": 0.0,
 }
 # policy -> (its parameters, its world) in which the others take effect.
 WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -191,6 +196,7 @@ WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"alpha": 3.0, "reprofile_below": 0.05},
         {"engine.quality_view": "sampled", "engine.quality_queries": 1, "tiers.read": "500 MB/s"},
     ),
+    "hitdensity": ({"sample": 2}, {}),
     "impress": ({"agreement": 0.3}, {}),
 }
 VALUES_OF: dict[str, dict[str, Any]] = {

@@ -19,6 +19,7 @@ from simkv.simulator.policies.clairvoyant import Clairvoyant
 from simkv.simulator.policies.evicpress import EvicPress
 from simkv.simulator.policies.fifo import Fifo
 from simkv.simulator.policies.gdsf import Gdsf
+from simkv.simulator.policies.hitdensity import HitDensity
 from simkv.simulator.policies.impress import Impress
 from simkv.simulator.policies.lfu import Lfu
 from simkv.simulator.policies.lru import Lru
@@ -33,6 +34,7 @@ POLICIES: dict[str, type[Policy]] = {
     "evicpress": EvicPress,
     "fifo": Fifo,
     "gdsf": Gdsf,
+    "hitdensity": HitDensity,
     "impress": Impress,
     "lfu": Lfu,
     "lru": Lru,

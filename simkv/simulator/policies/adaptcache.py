@@ -5,7 +5,7 @@ blocks, quality counts by the block's share of a prompt (``StoreView.weight``). 
 enters DRAM uncompressed; while DRAM is over capacity, the step with the smallest utility lost per byte freed is
 taken, over the new entry and all residents: a smaller variant in DRAM, or leaving it for the better of "discard"
 and the best SSD variant not larger than the present one.  SSD is plain LRU.  SSD residents are not
-optimised again, and nothing is promoted, as published.
+optimised again, and nothing is promoted, as published; ``hit`` changes that.
 
 Each entry has one next step and one heap row, so a decision costs O(log n) amortised.
 """
@@ -40,6 +40,7 @@ _CHOICES = {
     "frequency": ("none", "count", "decayed"),
     "per": ("byte", "step"),
     "method": ("frozen", "free"),
+    "hit": ("stay", "promote", "raise"),
     "preset": tuple(PRESETS),
 }
 _NEVER_LATER = -math.inf
@@ -64,6 +65,8 @@ class AdaptCache(Policy):
         methods: compressors to choose from; None for all in the profile.
         method: "frozen": the method with the smaller loss per byte at insertion is kept for life (published);
             "free": any method at every step.
+        hit: what a hit does: "stay" (published), "promote" what is on SSD to DRAM in the variant that it has, or
+            "raise" every hit to DRAM raw from its pristine copy; the greedy then makes room as for a new entry.
         recompute: False takes "discard" out of the options (entries then leave for SSD).
     """
 
@@ -77,6 +80,7 @@ class AdaptCache(Policy):
     window_s: float = 600.0
     methods: list[str] | None = None
     method: str = "frozen"
+    hit: str = "stay"
     recompute: bool = True
     name: ClassVar[str] = "adaptcache"
 
@@ -104,6 +108,8 @@ class AdaptCache(Policy):
         """See Policy."""
         if len(view.tiers) < 2:
             raise PolicyError("policy adaptcache: needs two tiers that entries may be placed on (DRAM and SSD)")
+        if self.hit == "raise" and len(view.tiers) == len(view.costs.tiers):
+            raise PolicyError("policy adaptcache: hit = 'raise' needs raw copies to raise from: engine.pristine = true")
         self._view = view
         on_delay = self._choice["alpha_on"] == "delay"
         self._quality_weight, self._delay_weight = (1.0, self.alpha) if on_delay else (self.alpha, 1.0)
@@ -242,12 +248,14 @@ class AdaptCache(Policy):
         return self._raw
 
     def on_hit(self, entry: Entry, view: StoreView) -> Placement | None:
-        """Stays where it is."""
+        """Stays where it is, or comes back to DRAM (see ``hit``)."""
         self._warm(entry, view.now_ns / 1e9)
         placement = entry.placement
         assert placement is not None
         (self._ssd if placement.tier else self._dram).touch(entry)
-        return placement
+        if self.hit == "raise":
+            return self._raw
+        return view.placement(0, placement.variant) if self.hit == "promote" else placement
 
     def placed(self, entry: Entry, old: Placement | None) -> None:
         """See Policy."""
