@@ -19,6 +19,7 @@ import typer
 from simkv.cli_output import print_json, report_notes, request_bar
 from simkv.cli_profile import profile_app
 from simkv.cli_profile_quality import add_quality
+from simkv.cli_profile_speed import add_speed
 from simkv.cli_trace import trace_app
 from simkv.cli_verb import Changes, Debug, JsonText, Verb, Verbose, changes, say
 from simkv.errors import ConfigError, SimkvError, unknown_name
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(trace_app, name="trace")
 add_quality(profile_app)
+add_speed(profile_app)
 app.add_typer(profile_app, name="profile")
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of a run or study.")]

@@ -1,4 +1,4 @@
-"""The verbs of ``simkv profile``: list, show, check, compose.
+"""The verbs of ``simkv profile`` on files: list, show, check, compose.
 
 What it is: parsing and printing around ``simkv.profiles``.  What it is not: reading or checking profiles, or the tables
 of their quality (``cli_profile_statistics.py``).
@@ -27,14 +27,14 @@ _QUALITIES = (0.99, 0.95, 0.9, 0.8)
 _MOST_QUALITY = 1.5
 _SIDES = ("quality_of", "speeds_of")
 
-profile_app = typer.Typer(no_args_is_help=True, help="Show, check and combine measured or published profiles.")
+profile_app = typer.Typer(no_args_is_help=True, help="Measure, show, check and combine profiles.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A profile of `simkv profile list`, or a path.")]
 
 
 @profile_app.callback()
 def profile(verbose: Verbose = False, debug: Debug = False) -> None:
-    """Show, check and combine measured or published profiles."""
+    """Measure, show, check and combine profiles."""
 
 
 @profile_app.command("list", cls=Verb, epilog="Example: simkv profile list")
@@ -217,8 +217,10 @@ def _origins(found: "Profile") -> list[tuple[str, str]]:
 
 
 def _facts(found: "Profile", variants: list[dict[str, Any]]) -> dict[str, Any]:
-    def line(entry: "Line | None") -> dict[str, float] | None:
-        return None if entry is None else dataclasses.asdict(entry)
+    from simkv.profile_saving import fit_row
+
+    def line(entry: "Line | None") -> dict[str, Any] | None:
+        return None if entry is None else fit_row(entry)
 
     for row, variant in zip(variants, found.variants, strict=True):
         row["decode"] = line(found.decode_lines.get(variant))
@@ -232,7 +234,7 @@ def _facts(found: "Profile", variants: list[dict[str, Any]]) -> dict[str, Any]:
         "sizes": found.size_accounting,
         "tasks": list(found.tasks),
         "variants": variants,
-        "prefill": dataclasses.asdict(found.prefill),
+        "prefill": fit_row(found.prefill),
         "tiers": [dataclasses.asdict(tier) for tier in found.tiers],
         "host_link": None if found.host_link is None else dataclasses.asdict(found.host_link),
         "provenance": found.provenance,
@@ -261,6 +263,9 @@ def compose(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Its name.  [default: QUALITY+SPEEDS]", show_default=False)
     ] = None,
+    tiers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Tiers of this file of `simkv profile tiers` instead.")
+    ] = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
@@ -269,6 +274,8 @@ def compose(
 
     quality_of, speeds_of = profiles.load_profile(quality), profiles.load_profile(speeds)
     both = profiles.compose(quality_of, speeds_of)
+    if tiers is not None:
+        both = profiles.with_tiers(both, profiles.load_tiers(tiers))
     if name is not None:
         both = dataclasses.replace(both, name=name)
     profiles.save_profile(both, out)

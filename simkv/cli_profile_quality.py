@@ -3,6 +3,8 @@
 What it is: parsing, a progress bar and a table of what came out.  What it is not: measuring (``simkv.profiler``).
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ from simkv.cli_output import duration, fixed, print_json, print_pairs, print_tab
 from simkv.cli_verb import Debug, JsonText, Verb, Verbose, changes
 from simkv.errors import SimkvError
 
-__all__ = ["add_quality"]
+__all__ = ["add_quality", "needs_profiler", "rates_of"]
 
 _Model = Annotated[
     str,
@@ -52,23 +54,17 @@ def quality(
     debug: Debug = False,
 ) -> None:
     """Measure quality and true size of every compressor and knob, and write a profile; a killed run resumes."""
-    try:
+    with needs_profiler():
         from simkv.profiler.measurement import QualityPlan, measure_quality
         from simkv.profiler.plan import parsed_parameters
-    except ModuleNotFoundError as error:
-        raise SimkvError(f"measuring needs the extra 'profile' (pip install 'simkv[profile]'): {error}") from error
 
-    rates: dict[str, list[str]] = {}
-    for text in _listed(variants):
-        name, _, knob = text.partition(":")
-        rates.setdefault(name, []).append(knob)
     plan = QualityPlan(
         model=model,
         device=device,
         tasks=_listed(tasks),
         files=file or [],
         compressors=_listed(compressors),
-        rates=rates,
+        rates=rates_of(variants),
         parameters=parsed_parameters(changes(set_)),
         contexts=contexts,
         questions=questions,
@@ -80,6 +76,24 @@ def quality(
     with request_bar("rows") as progress:
         profile = measure_quality(plan, out, progress)
     _print(profile, out, as_json)
+
+
+@contextlib.contextmanager
+def needs_profiler() -> Iterator[None]:
+    """Importing the profiler within it raises SimkvError that says how to install what is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SimkvError(f"measuring needs the extra 'profile' (pip install 'simkv[profile]'): {error}") from error
+
+
+def rates_of(variants: str | None) -> dict[str, list[str]]:
+    """Knobs by compressor of "kivi:5,kivi:6"."""
+    rates: dict[str, list[str]] = {}
+    for text in _listed(variants):
+        name, _, knob = text.partition(":")
+        rates.setdefault(name, []).append(knob)
+    return rates
 
 
 def _listed(text: str | None) -> list[str]:

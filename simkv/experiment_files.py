@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["discard", "remove_stale", "staged"]
+__all__ = ["discard", "remove_stale", "remove_stale_in", "staged", "temporary_folder"]
 
 _STALE_S = 86_400.0
 _TEMPORARY = ".tmp-"
@@ -22,7 +22,7 @@ _TEMPORARY = ".tmp-"
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """A path to write to, in a temporary folder beside ``target``; what is there moves to ``target`` at the end."""
-    with _temporary_folder(target.parent) as folder:
+    with temporary_folder(target.parent) as folder:
         path = folder / target.name
         yield path
         try:
@@ -34,7 +34,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """A new folder in ``parent`` whose name says which process owns it; removed at the end."""
     folder = parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{socket.gethostname()}"
     folder.mkdir(parents=True)
@@ -47,16 +47,21 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 def discard(folder: Path) -> None:
     """Remove a folder, if it is there, so that it is never seen half-removed."""
     if folder.is_dir():
-        with _temporary_folder(folder.parent) as rubbish:
+        with temporary_folder(folder.parent) as rubbish:
             os.replace(folder, rubbish / folder.name)
 
 
 def remove_stale(results: Path) -> None:
     """Remove what sweeps that died have left half-written."""
     for parent in (results, results / "runs", results / "bounds", results / "traces"):
-        for folder in parent.glob(f"{_TEMPORARY}*"):
-            if _is_stale(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        remove_stale_in(parent)
+
+
+def remove_stale_in(parent: Path) -> None:
+    """Remove the temporary folders directly in ``parent`` whose processes are dead."""
+    for folder in parent.glob(f"{_TEMPORARY}*"):
+        if _is_stale(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_stale(folder: Path) -> bool:

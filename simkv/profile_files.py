@@ -1,26 +1,23 @@
 """Profiles as files: a folder with ``profile.toml`` and ``quality.csv``, read with every value checked.
 
 What it is: the reader, which treats the files as untrusted (bounded, numbers only, nothing executed)
-and complains in one line; and the writer of the same format.  What it is not: the search for a name
+and complains in one line.  What it is not: the writer (``profile_saving.py``), or the search for a name
 (``profiles.py``).  The format is described in ``profiles/README.md``.
 """
 
-import csv
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from simkv.errors import ProfileError, unknown_name
+from simkv.profile_speeds import parse_points, parse_speeds
 from simkv.profile_spread import SPREAD_KEYS, parse_spread, spread_quality
 from simkv.profile_types import RAW, UNMEASURED_PREFILL, Line, PrefillFit, Profile, TierSpec, Variant
 from simkv.profile_values import (
@@ -30,31 +27,27 @@ from simkv.profile_values import (
     parse_capacity,
     parse_quality,
     parse_tier,
-    toml_keys,
-    toml_value,
 )
 
-__all__ = ["PROFILE_FILE", "read_profile", "save_profile"]
+__all__ = ["PROFILE_FILE", "read_profile"]
 
 PROFILE_FILE = "profile.toml"
 
-_QUALITY_FILE = "quality.csv"
 _MAX_TOML_BYTES = 4 << 20
 _MAX_CSV_BYTES = 64 << 20
 _ACCOUNTINGS = ("measured", "nominal")
 _ORIGIN = ("status", "source")
 _LINES = ("decode_lines", "encode_lines")
 _SPEEDS = ("load_lines", *_LINES, "prefill")
-_LINE = ("per_token_s", "fixed_s")
+_LINE = ("per_token_s", "fixed_s", "points")
 _MODEL = ("name", "layers", "kv_bytes_per_token")
-_PREFILL = ("base_s", "per_token_s", "per_token2_s", "floor_s")
+_PREFILL = ("base_s", "per_token_s", "per_token2_s", "floor_s", "points")
 _LINK = ("read", "write", "latency", "channels", "discipline")
-_SECTIONS = ("model", "sizes", "quality", "spread", *_SPEEDS, "tiers", "host_link", "provenance")
+_SECTIONS = ("model", "sizes", "quality", "spread", *_SPEEDS, "speeds", "tiers", "host_link", "provenance")
 _TOP = ("format", "name", "variants", *_SECTIONS, *_ORIGIN)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 _TIER_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _CSV_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.csv")
-_IMPLIED = ({"variant": "raw", "ratio": 1.0}, {"variant": "raw", "per_token_s": 0.0, "fixed_s": 0.0})
 
 
 def read_profile(path: Path, sizes: str | None = None) -> Profile:
@@ -109,6 +102,7 @@ class _Reader:
             host_link=self._host_link(),
             quality=self._quality(),
             provenance=self._provenance(),
+            speed_rows=self._speed_rows(),
             sha256=self.digest.hexdigest(),
             size_ratios=ratios,
         )
@@ -194,7 +188,8 @@ class _Reader:
         return accounting
 
     def _line(self, row: CheckedTable) -> Line:
-        return Line(row.not_negative("per_token_s"), row.number("fixed_s", math.isfinite, "that is finite"))
+        fixed_s = row.number("fixed_s", math.isfinite, "that is finite")
+        return Line(row.not_negative("per_token_s"), fixed_s, parse_points(row))
 
     def _lines(self, key: str) -> dict[Variant, Line]:
         if key not in self.top.data:
@@ -223,6 +218,7 @@ class _Reader:
             table.not_negative("per_token_s"),
             table.not_negative("per_token2_s", 0.0),
             table.not_negative("floor_s", 0.0),
+            parse_points(table),
         )
 
     def _tiers(self) -> tuple[TierSpec, ...]:
@@ -255,6 +251,14 @@ class _Reader:
         self.numbers["quality"] = {**made, "source": f"{means['source']}; spread: {made['source']}"}
         return spread_quality(quality, spread, f"{self.path}: [spread]")
 
+    def _speed_rows(self) -> pd.DataFrame:
+        if "speeds" not in self.top.data:
+            return pd.DataFrame()
+        path = self.path.parent / self._flat("speeds", ("file",)).text("file", _CSV_NAME)
+        raw = bounded_bytes(path, _MAX_CSV_BYTES)
+        self.digest.update(raw)
+        return parse_speeds(path, raw, map(str, self.variants))
+
     def _provenance(self) -> dict[str, Any]:
         facts = self.top.data.get("provenance", {})
         table = CheckedTable(f"{self.path}: [provenance]", facts, facts if isinstance(facts, dict) else ())
@@ -265,85 +269,3 @@ class _Reader:
         except (TypeError, ValueError) as error:
             raise table.error(f"only text, numbers and lists or tables of them: {one_line(error)}") from error
         return {**facts, "numbers": self.numbers}
-
-
-def save_profile(profile: Profile, folder: str | Path) -> None:
-    """Write ``profile`` as a new folder that ``load_profile`` reads back exactly.
-
-    Every section needs its origin in ``profile.provenance["numbers"]`` (place -> {status, source}).  The
-    folder appears whole or not at all and is never overwritten.  Raises ProfileError when it exists, or
-    when the profile would not pass the checks of reading.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise ProfileError(f"{folder}: exists already; a profile is never overwritten")
-    part = folder.parent / f".{folder.name}.{os.getpid()}.part"
-    try:
-        part.mkdir(parents=True)
-        (part / PROFILE_FILE).write_text(_toml_file(profile), encoding="utf-8")
-        if profile.tasks:
-            _write_quality(profile.quality, part / _QUALITY_FILE)
-        read_profile(part / PROFILE_FILE, profile.size_accounting)
-        os.replace(part, folder)
-    except OSError as error:
-        raise ProfileError(f"{folder}: cannot be written: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _write_quality(quality: pd.DataFrame, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(quality.columns)
-        writer.writerows(quality.itertuples(index=False, name=None))
-
-
-def _toml_file(profile: Profile) -> str:
-    numbers = profile.provenance.get("numbers", {})
-    facts = {key: fact for key, fact in profile.provenance.items() if key != "numbers"}
-    lines = toml_keys({"format": 1, "name": profile.name, "variants": [str(variant) for variant in profile.variants]})
-
-    def flat(key: str, values: dict[str, Any]) -> None:
-        lines.extend(["", f"[{key}]", *toml_keys(values | numbers.get(key, {}))])
-
-    def rows(key: str, table: list[dict[str, Any]], label: tuple[str, ...] = ("variant",)) -> None:
-        named = [(row, numbers.get(".".join([key, *(row[part] for part in label)]), {})) for row in table]
-        kept = [f"  {toml_value({**row, **own})}," for row, own in named if own or row not in _IMPLIED]
-        lines.extend(["", f"[{key}]", *toml_keys(numbers.get(key, {})), "rows = [", *kept, "]"])
-
-    flat("model", {key: getattr(profile, "model" if key == "name" else key) for key in _MODEL})
-    for accounting, ratios in {**profile.size_ratios, profile.size_accounting: profile.size_ratio}.items():
-        rows(f"sizes.{accounting}", [{"variant": str(variant), "ratio": ratio} for variant, ratio in ratios.items()])
-    if profile.tasks:
-        flat("quality", {"file": _QUALITY_FILE})
-    if profile.load_lines:
-        loads = [
-            {"tier": tier, "variant": str(key), **asdict(line)} for (tier, key), line in profile.load_lines.items()
-        ]
-        rows("load_lines", loads, ("tier", "variant"))
-    for section in _LINES:
-        table = getattr(profile, section)
-        if table:
-            rows(section, [{"variant": str(variant), **asdict(line)} for variant, line in table.items()])
-    if not math.isnan(profile.prefill.per_token_s):
-        flat("prefill", asdict(profile.prefill))
-    if profile.tiers:
-        rows("tiers", [_tier_row(tier) for tier in profile.tiers], ("name",))
-    if profile.host_link:
-        link = _tier_row(profile.host_link)
-        flat("host_link", {key: link[key] for key in _LINK})
-    lines.extend(["", "[provenance]", *toml_keys(facts)])
-    return "\n".join(lines) + "\n"
-
-
-def _tier_row(tier: TierSpec) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "name": tier.name,
-        "capacity": "unlimited" if tier.capacity_bytes is None else tier.capacity_bytes,
-        "read": tier.read_bytes_per_s,
-        "write": tier.write_bytes_per_s,
-        "latency": tier.latency_s,
-        "channels": tier.channels,
-        "discipline": tier.discipline,
-    }
-    return row if tier.endurance_bytes is None else {**row, "endurance": tier.endurance_bytes}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from simkv.errors import ProfileError, unknown_name
 
-__all__ = ["RAW", "UNMEASURED_PREFILL", "Line", "PrefillFit", "Profile", "TierSpec", "Variant"]
+__all__ = ["RAW", "UNMEASURED_PREFILL", "Line", "Points", "PrefillFit", "Profile", "TierSpec", "Variant"]
 
 _COMPRESSOR = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
 _KNOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+%-]{0,63}")
@@ -57,16 +57,34 @@ class Variant:
 
 RAW = Variant("raw")
 
+Points = tuple[tuple[int, float], ...]
+"""Measured (tokens, seconds), rising in tokens."""
+
+
+def _interpolated(tokens: Any, points: Points, slope: float) -> Any:
+    """Between the points linear, before the first like between the first two, after the last with ``slope``."""
+    x, y = (np.array(side, dtype=np.float64) for side in zip(*points, strict=True))
+    first = (y[1] - y[0]) / (x[1] - x[0]) if len(x) > 1 else slope
+    inside = np.interp(tokens, x, y)
+    return inside + np.minimum(tokens - x[0], 0.0) * first + np.maximum(tokens - x[-1], 0.0) * slope
+
 
 @dataclass(frozen=True)
 class Line:
-    """A straight cost line: seconds = ``fixed_s`` + ``per_token_s`` * tokens, never below 0."""
+    """A straight cost line: seconds = ``fixed_s`` + ``per_token_s`` * tokens, never below 0.
+
+    Where no line fits what was measured, ``points`` hold the measured (tokens, seconds), rising in tokens: seconds of a
+    whole context are interpolated between them, and beyond them follow the line's slope.
+    """
 
     per_token_s: float
     fixed_s: float = 0.0
+    points: Points = ()
 
     def seconds(self, tokens: float) -> float:
         """Seconds for ``tokens`` tokens (of the uncompressed context)."""
+        if self.points:
+            return max(0.0, float(_interpolated(np.float64(tokens), self.points, self.per_token_s)))
         return max(0.0, self.fixed_s + self.per_token_s * tokens)
 
 
@@ -76,13 +94,15 @@ class PrefillFit:
 
     A positive ``base_s`` is paid by every prefill; a negative one makes the first tokens of the prompt
     cheap, so it belongs to their *positions*: with ``base_s`` <= 0 and no floor, prefilling a prompt in
-    two parts costs as much as in one.
+    two parts costs as much as in one.  Where no polynomial fits what was measured, ``points`` hold (tokens, seconds) of
+    whole prompts, less ``base_s``, between which the work of a prompt's positions is interpolated.
     """
 
     base_s: float
     per_token_s: float
     per_token2_s: float = 0.0
     floor_s: float = 0.0
+    points: Points = ()
 
     def seconds(self, new_tokens: int, cached_tokens: int = 0) -> float:
         """Seconds to prefill ``new_tokens`` that follow ``cached_tokens`` already loaded; 0 for no tokens."""
@@ -91,7 +111,14 @@ class PrefillFit:
         work = self._up_to(cached_tokens + new_tokens) - self._up_to(cached_tokens)
         return max(self.floor_s, max(self.base_s, 0.0) + work)
 
+    def interpolated(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds of work up to each position, from ``points``, which must be there."""
+        last = self.points[-1][0]
+        return _interpolated(tokens, ((0, 0.0), *self.points), self.per_token_s + 2 * self.per_token2_s * last)
+
     def _up_to(self, tokens: int) -> float:
+        if self.points:
+            return float(self.interpolated(np.array([tokens], dtype=np.float64))[0])
         return max(0.0, min(self.base_s, 0.0) + tokens * (self.per_token_s + self.per_token2_s * tokens))
 
 
@@ -136,6 +163,7 @@ class Profile:
         provenance: free facts, and ``numbers``: place in the file -> {status, source}.
         sha256: hash of the files that the profile was read from ("" if made in memory).
         size_ratios: every size accounting that is known, by name.
+        speed_rows: what speeds were measured, one row each (columns in ``profile_speeds.py``); empty when none were.
     """
 
     name: str
@@ -155,6 +183,16 @@ class Profile:
     provenance: dict[str, Any]
     sha256: str
     size_ratios: dict[str, dict[Variant, float]] = field(default_factory=dict)
+    speed_rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def decode_steps(self) -> tuple[tuple[int, int, float], ...]:
+        """Measured steps of generation: (sequences side by side, tokens in the cache of each, median seconds)."""
+        if self.speed_rows.empty:
+            return ()
+        rows = self.speed_rows[self.speed_rows["what"] == "step"]
+        found = zip(rows["batch"].tolist(), rows["tokens"].tolist(), rows["seconds"].tolist(), strict=True)
+        return tuple(sorted(found))
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from simkv.errors import ProfileError, unknown_name
-from simkv.profile_files import PROFILE_FILE, read_profile, save_profile
+from simkv.profile_files import PROFILE_FILE, read_profile
+from simkv.profile_saving import save_profile
+from simkv.profile_tiers import MeasuredTiers, load_tiers
 from simkv.profile_types import RAW, UNMEASURED_PREFILL, Line, PrefillFit, Profile, TierSpec, Variant
 
 __all__ = [
     "RAW",
     "UNMEASURED_PREFILL",
     "Line",
+    "MeasuredTiers",
     "PrefillFit",
     "Profile",
     "TierSpec",
@@ -31,8 +35,10 @@ __all__ = [
     "describe",
     "list_profiles",
     "load_profile",
+    "load_tiers",
     "pareto_front",
     "save_profile",
+    "with_tiers",
 ]
 
 
@@ -93,8 +99,41 @@ def compose(quality_of: Profile, speeds_of: Profile) -> Profile:
         decode_lines=_only(speeds_of.decode_lines, chosen),
         encode_lines=_only(speeds_of.encode_lines, chosen),
         quality=quality,
+        speed_rows=_speed_rows(speeds_of, chosen),
         provenance=_composed_provenance(quality_of, speeds_of, kept),
         sha256=hashlib.sha256(f"compose {quality_of.sha256} {speeds_of.sha256}".encode()).hexdigest(),
+    )
+
+
+def _speed_rows(profile: Profile, chosen: set[Variant]) -> pd.DataFrame:
+    rows = profile.speed_rows
+    if rows.empty:
+        return rows
+    return rows[rows["variant"].isin(["", *map(str, chosen)])].reset_index(drop=True)
+
+
+def with_tiers(profile: Profile, measured: MeasuredTiers) -> Profile:
+    """The profile with measured tiers instead of its own, and with the measured host link where there is one.
+
+    Raises:
+        ProfileError: a profile with load lines, whose tiers are part of those lines.
+    """
+    if profile.load_lines:
+        raise ProfileError(f"profile {profile.name}: its load lines belong to its own tiers; others have no meaning")
+    numbers = {
+        place: origin
+        for place, origin in profile.provenance.get("numbers", {}).items()
+        if place.split(".")[0] != "tiers" and not (place == "host_link" and measured.host_link)
+    }
+    numbers |= {place: origin for place, origin in measured.origins.items() if place != "measurements"}
+    facts = {key: fact for key, fact in profile.provenance.items() if key != "numbers"}
+    facts["tiers_of"] = {**measured.provenance, "file": measured.name, "sha256": measured.sha256}
+    return replace(
+        profile,
+        tiers=measured.tiers,
+        host_link=measured.host_link or profile.host_link,
+        provenance={**facts, "numbers": numbers},
+        sha256=hashlib.sha256(f"tiers {profile.sha256} {measured.sha256}".encode()).hexdigest(),
     )
 
 

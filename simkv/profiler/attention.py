@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["IMPLEMENTATION", "Capture", "capturing", "masked_to"]
+__all__ = ["IMPLEMENTATION", "Capture", "capturing", "continuing", "masked_to"]
 
 IMPLEMENTATION = "simkv"
 _BLOCK = 512  # queries at a time when attention mass is summed
@@ -46,6 +47,7 @@ class Capture:
 class _State:
     capture: Capture | None = None
     new_mask: Tensor | None = None  # bool [batch, new, new so far], True: may be seen
+    continues: bool = False
 
 
 _STATE = _State()
@@ -75,6 +77,16 @@ def masked_to(new_mask: Tensor) -> Iterator[None]:
         _STATE.new_mask = None
 
 
+@contextlib.contextmanager
+def continuing() -> Iterator[None]:
+    """New tokens follow the cached ones: each sees the whole cache, and the new ones up to itself; without a mask."""
+    _STATE.continues = True
+    try:
+        yield
+    finally:
+        _STATE.continues = False
+
+
 def _attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -90,6 +102,8 @@ def _attention(
     ``dropout`` is part of the form, and not used: nothing is trained here.
     """
     mask = None
+    if _STATE.continues:
+        return _continued(query, key, value, scaling), None
     if _STATE.new_mask is not None:
         batch, new, so_far = _STATE.new_mask.shape
         cached = key.shape[2] - so_far
@@ -107,6 +121,18 @@ def _attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _continued(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    new, groups = query.shape[2], query.shape[1] // key.shape[1]
+    if new == 1:
+        out = functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=groups > 1)
+    else:
+        # The fast kernels with this alignment know no groups, so heads are repeated.
+        key, value = (side.repeat_interleave(groups, dim=1) if groups > 1 else side for side in (key, value))
+        mask: Any = causal_lower_right(new, key.shape[2])
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return out.transpose(1, 2).contiguous()
 
 
 def _record(capture: Capture, query: Tensor, key: Tensor, scaling: float | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simkv.errors import SimkvError
-from simkv.profile_files import save_profile
+from simkv.profile_saving import save_profile
 from simkv.profile_types import RAW, Profile
 from simkv.profiler.compressors.adapters.kvpress import KvpressDropper
 from simkv.profiler.compressors.base import Compressor
@@ -19,7 +19,7 @@ from simkv.profiler.models import CachedModel
 from simkv.profiler.plan import Parameters, built, calibrated, default_names, parts_of, settings_of, thinned
 from simkv.profiler.provenance import facts_of_machine
 from simkv.profiler.quality import Setting, measured_rows
-from simkv.profiler.rows import RowFile
+from simkv.profiler.rows import Row, RowFile
 from simkv.profiler.sources import Source, open_source
 from simkv.profiler.tasks import Context, Task
 from simkv.profiler.workloads import Workload, calibration_contexts, generated
@@ -78,7 +78,7 @@ def measure_quality(plan: QualityPlan, out: Path, progress: Callable[[int, int],
     workloads, hashes = _workloads(plan, source, length)
     settings, compressors = _settings(plan, source, length)
     identity = _identity(plan, source, workloads, length) | ({"files": hashes} if hashes else {})
-    rows = RowFile(out.with_name(out.name + ".rows.jsonl"), identity, {str(s.variant): repr(s) for s in settings})
+    rows = RowFile(out.with_name(out.name + ".rows.jsonl"), identity, {str(s.variant): repr(s) for s in settings}, Row)
     try:
         _measure(source.model, workloads, settings, rows, plan.query_aware, progress)
         variants = [setting.variant for setting in settings]
@@ -97,7 +97,7 @@ def _measure(
     model: CachedModel,
     workloads: Sequence[Workload],
     settings: Sequence[Setting],
-    rows: RowFile,
+    rows: RowFile[Row],
     query_aware: bool,
     progress: Callable[[int, int], None] | None,
 ) -> None:

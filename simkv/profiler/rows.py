@@ -9,13 +9,24 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from simkv.errors import SimkvError
 
-__all__ = ["Row", "RowFile"]
+__all__ = ["Row", "RowFile", "SpeedRow"]
 
 _MOST_BYTES = 1 << 30
+
+
+class _Keyed(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells the row from all others."""
+
+
+R = TypeVar("R", bound=_Keyed)
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,41 @@ class Row:
     raw_bytes: int
     seconds: float
 
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Task, sample and variant."""
+        return self.task, self.sample, self.variant
 
-class RowFile:
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """How long one thing took.
+
+    Attributes:
+        what, variant, tokens, cached, batch, bytes, implementation: which; see ``simkv.profile_speeds``.
+        seconds, p95_s: median and 95th percentile.
+        repeats: how many timings.
+    """
+
+    what: str
+    variant: str
+    tokens: int
+    cached: int
+    batch: int
+    bytes: int
+    seconds: float
+    p95_s: float
+    repeats: int
+    implementation: str = "reference"
+
+    @property
+    def key(self) -> tuple[str, str, int, int, int]:
+        """What, variant, tokens, cached tokens and batch; the variant of a copy is its kind and size."""
+        sized = f"{self.implementation} {self.bytes}" if self.what in ("copy", "h2d", "d2h") else self.variant
+        return self.what, sized, self.tokens, self.cached, self.batch
+
+
+class RowFile(Generic[R]):
     """Rows that survive a kill.
 
     Args:
@@ -57,17 +101,19 @@ class RowFile:
         identity: what the rows depend on, plain data.  A file of another identity is refused.
         settings: what made each variant, by variant.  Variants may be added later; the same variant made in another
             way is refused.
+        kind: the rows' class.
 
     Attributes:
-        rows: all rows so far, by (task, sample, variant), in the order of their measuring.
+        rows: all rows so far, by key, in the order of their measuring.
 
     Raises:
         SimkvError: a file that belongs to another measurement, or is no such file.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], settings: Mapping[str, str], kind: type[R]) -> None:
         self._path = path
-        self.rows: dict[tuple[str, int, str], Row] = {}
+        self._kind = kind
+        self.rows: dict[tuple[Any, ...], R] = {}
         known: dict[str, str] = {}
         if path.exists() and path.stat().st_size:
             known = self._read(json.loads(json.dumps(identity)), settings)
@@ -77,14 +123,14 @@ class RowFile:
             head = {"identity": identity, "settings": {**known, **settings}}
             self._write(head)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: R) -> None:
         """Keep a row; it is on its way to the disk when this returns."""
         self._write(list(asdict(row).values()))
-        self.rows[row.task, row.sample, row.variant] = row
+        self.rows[row.key] = row
 
-    def has(self, task: str, sample: int, variant: str) -> bool:
-        """Whether that row is measured."""
-        return (task, sample, variant) in self.rows
+    def has(self, *key: Any) -> bool:
+        """Whether the row of this key is measured."""
+        return key in self.rows
 
     def close(self) -> None:
         """Let go of the file."""
@@ -109,7 +155,7 @@ class RowFile:
             found = [json.loads(line) for line in lines[:-1]]
             heads = [line for line in found if isinstance(line, dict)]
             before, known = heads[-1]["identity"], heads[-1]["settings"]
-            rows = [Row(*line) for line in found if isinstance(line, list)]
+            rows = [self._kind(*line) for line in found if isinstance(line, list)]
         except (ValueError, TypeError, LookupError) as error:
             raise SimkvError(f"{self._path}: not a file of measured rows; remove it to begin anew") from error
         changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
@@ -121,5 +167,5 @@ class RowFile:
             )
         if lines[-1]:  # cut short by a kill: dropped, so that the next line starts afresh
             os.truncate(self._path, len(whole) - len(lines[-1]))
-        self.rows = {(row.task, row.sample, row.variant): row for row in rows}
+        self.rows = {row.key: row for row in rows}
         return dict(known)

@@ -120,15 +120,15 @@ def build_costs(
     tokens, block_class = np.unique(trace.block_tokens, return_inverse=True)
     class_tokens = tokens.tolist()
     size = [_sizes(class_tokens, profile, variant) for variant in profile.variants]
-    reads = [_reads(class_tokens, profile, tier, size) for tier in tiers]
+    whole = bool((np.diff(trace.block_offsets) <= 1).all())
+    reads = [_reads(class_tokens, profile, tier, size, whole) for tier in tiers]
     starts = block_starts(trace)
     prefill = _prefill_table(profile.prefill, trace, starts)
-    whole = bool((np.diff(trace.block_offsets) <= 1).all())
     base = seconds_to_ns(max(profile.prefill.base_s, 0.0))
     floor = seconds_to_ns(profile.prefill.floor_s)
     grown = prefill[starts + trace.block_tokens] - prefill[starts]
     recompute = np.maximum(grown + base, floor) if whole else grown
-    encode = [_line(class_tokens, profile.encode_lines.get(variant)) for variant in profile.variants]
+    encode = [_line(class_tokens, profile.encode_lines.get(variant), whole) for variant in profile.variants]
     return CostTables(
         tiers=tiers,
         variants=tuple(str(variant) for variant in profile.variants),
@@ -179,14 +179,17 @@ def _transfers(sizes: ByClass, bytes_per_s: int) -> ByClass:
     return [transfer_ns(size, bytes_per_s) for size in sizes]
 
 
-def _line(class_tokens: list[int], line: Line | None) -> tuple[int, ByClass]:
+def _line(class_tokens: list[int], line: Line | None, whole: bool) -> tuple[int, ByClass]:
+    """Fixed and per block; measured points are interpolated where a block is a whole context, as lines add up."""
     if line is None:
         return 0, [0] * len(class_tokens)
+    if whole and line.points:
+        return 0, [seconds_to_ns(line.seconds(tokens)) for tokens in class_tokens]
     return seconds_to_ns(line.fixed_s), [seconds_to_ns(line.per_token_s * tokens) for tokens in class_tokens]
 
 
 def _reads(
-    class_tokens: list[int], profile: Profile, tier: TierSpec, size: list[ByClass]
+    class_tokens: list[int], profile: Profile, tier: TierSpec, size: list[ByClass], whole: bool
 ) -> list[tuple[int, ByClass, tuple[int, ByClass]]]:
     """Per variant: (fixed, per block) on the read channel, and decompression.
 
@@ -197,14 +200,15 @@ def _reads(
     for index, variant in enumerate(profile.variants):
         line = profile.load_lines.get((tier.name, variant))
         if line is not None:
-            rows.append((*_line(class_tokens, line), _line(class_tokens, None)))
+            rows.append((*_line(class_tokens, line, whole), _line(class_tokens, None, whole)))
             continue
         if variant != RAW and variant not in profile.decode_lines:
             raise ProfileError(
                 f"profile {profile.name}: no load line for tier {tier.name!r} and no decode line for {variant}"
             )
         per_block = _transfers(size[index], tier.read_bytes_per_s)
-        rows.append((seconds_to_ns(tier.latency_s), per_block, _line(class_tokens, profile.decode_lines.get(variant))))
+        decode = _line(class_tokens, profile.decode_lines.get(variant), whole)
+        rows.append((seconds_to_ns(tier.latency_s), per_block, decode))
     return rows
 
 
@@ -215,5 +219,8 @@ def _prefill_table(fit: PrefillFit, trace: Trace, starts: NDArray[np.int64]) -> 
     if longest > _MAX_PREFILL_TOKENS:
         raise TraceError(f"{trace.meta['name']}: a prompt of {longest} tokens is longer than {_MAX_PREFILL_TOKENS}")
     x = np.arange(longest + 1, dtype=np.float64)
-    seconds = min(fit.base_s, 0.0) + fit.per_token_s * x + fit.per_token2_s * x * x
+    if fit.points:
+        seconds = fit.interpolated(x)
+    else:
+        seconds = min(fit.base_s, 0.0) + fit.per_token_s * x + fit.per_token2_s * x * x
     return np.maximum(np.rint(seconds * NS_PER_S), 0).astype(np.int64)

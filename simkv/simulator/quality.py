@@ -57,15 +57,15 @@ def quality_tables(trace: Trace, profile: Profile, *, seed: int, view: str, quer
         TraceError: when a request has no task.
         ProfileError: when the profile lacks a task of the trace or a variant's quality for it.
     """
+    if not profile.tasks:
+        raise ProfileError(
+            f"profile {profile.name}: has no quality rows; compose it with one that has (profile.speeds)"
+        )
     tasks = tuple(trace.task_names)
     if trace.n_blocks and (not tasks or (trace.task < 0).any()):
         raise TraceError(
             f"{trace.meta['name']}: requests have no task; set tasks in the config to one of "
             f"{', '.join(profile.tasks)}, or to a mixture such as {{ {profile.tasks[0]} = 1.0 }}"
-        )
-    if not profile.tasks:
-        raise ProfileError(
-            f"profile {profile.name}: has no quality rows; compose it with one that has (profile.speeds)"
         )
     matrices = [profile.quality_matrix(task) for task in tasks]
     contexts = block_contexts(trace)

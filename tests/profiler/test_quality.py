@@ -189,17 +189,17 @@ def test_rows_of_another_measurement_are_refused(tmp_path: Path) -> None:
     """Another seed, or the same variant with other parameters; new variants may join."""
     path = tmp_path / "x.rows.jsonl"
     row = Row("qa", 0, "kivi:2", 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 5, 10, 0.1)
-    first = RowFile(path, {"seed": 1}, {"kivi:2": "Kivi(residual=32)"})
+    first = RowFile(path, {"seed": 1}, {"kivi:2": "Kivi(residual=32)"}, Row)
     first.add(row)
     first.close()
     with pytest.raises(SimkvError, match="rows of another measurement .seed differ"):
-        RowFile(path, {"seed": 2}, {"kivi:2": "Kivi(residual=32)"})
+        RowFile(path, {"seed": 2}, {"kivi:2": "Kivi(residual=32)"}, Row)
     with pytest.raises(SimkvError, match="kivi:2 differ"):
-        RowFile(path, {"seed": 1}, {"kivi:2": "Kivi(residual=64)"})
-    more = RowFile(path, {"seed": 1}, {"int8:g16": "Int8()"})
+        RowFile(path, {"seed": 1}, {"kivi:2": "Kivi(residual=64)"}, Row)
+    more = RowFile(path, {"seed": 1}, {"int8:g16": "Int8()"}, Row)
     more.close()
     assert {("qa", 0, "kivi:2"): row} == more.rows
-    again = RowFile(path, {"seed": 1}, {"kivi:2": "Kivi(residual=32)"})
+    again = RowFile(path, {"seed": 1}, {"kivi:2": "Kivi(residual=32)"}, Row)
     again.close()
     assert more.rows == again.rows
 
@@ -210,7 +210,7 @@ def test_files_that_hold_no_rows_are_one_clear_error(tmp_path: Path, text: str) 
     path = tmp_path / "x.rows.jsonl"
     path.write_text(text)
     with pytest.raises(SimkvError, match="not a file of measured rows"):
-        RowFile(path, {}, {})
+        RowFile(path, {}, {}, Row)
 
 
 def test_plans_that_cannot_be_carried_out_are_one_clear_error(tmp_path: Path) -> None:

@@ -43,10 +43,12 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def same(first: Profile, second: Profile) -> None:
-    """All attributes are equal, except for the hash of the files and the quality's layout in memory."""
+    """All attributes are equal, except for the hash of the files and the tables' layout in memory."""
     for item in fields(Profile):
         if item.name == "quality":
             pd.testing.assert_frame_equal(first.quality, second.quality, check_dtype=False, check_exact=True)
+        elif item.name == "speed_rows":
+            pd.testing.assert_frame_equal(first.speed_rows, second.speed_rows, check_exact=True)
         elif item.name != "sha256":
             assert getattr(first, item.name) == getattr(second, item.name), item.name
 

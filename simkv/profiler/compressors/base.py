@@ -9,8 +9,9 @@ Shapes: H KV heads, T tokens, D head dimension; batch size is always 1 and not a
 after RoPE, as attention uses them.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,11 +21,13 @@ from torch import Tensor
 from simkv.errors import SimkvError
 from simkv.profiler.compressors.payload import Encoded, PayloadError, unpack
 
-__all__ = ["Compressor", "CompressorError", "DecodedCache", "KVCache", "PrefillContext", "Shape"]
+__all__ = ["Compressor", "CompressorError", "DecodedCache", "KVCache", "PrefillContext", "Shape", "staged"]
 
 _DTYPE_NAMES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 _MOST = 1 << 24
+_ON_HOST = frozenset({"positions"})
+_STAGED: dict[int, tuple[dict[str, Any], dict[str, Tensor]]] = {}
 
 
 class CompressorError(SimkvError):
@@ -135,12 +138,14 @@ class Compressor(ABC):
         version: raised whenever the payload's meaning changes.
         knobs: default ladder, from largest to smallest size; at least four rates (identity has one).
         needs: side information: subset of {"queries", "attention", "pre_rope", "calibration"}.
+        implementation: of ``decode``: "reference", plain torch written to be read, or "fused", compiled to few passes.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     knobs: ClassVar[Sequence[str]]
     needs: ClassVar[frozenset[str]] = frozenset()
+    implementation: ClassVar[str] = "reference"
 
     @property
     def format(self) -> str:
@@ -157,6 +162,13 @@ class Compressor(ABC):
 
     def fit(self, caches: Sequence[KVCache]) -> "Compressor":
         """A copy calibrated on sample caches; the default needs none."""
+        return self
+
+    def fused(self, device: str) -> "Compressor":
+        """The same compressor, payloads included, with the fused ``decode`` if there is one there; itself if not.
+
+        What a fused decoder gives equals the reference's to within one rounding of the cache's dtype.
+        """
         return self
 
     def shared_bytes(self) -> int:
@@ -179,7 +191,7 @@ class Compressor(ABC):
 
     def opened(self, payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor], Shape]:
         """Facts, sections and shape of a payload of this format.  Raises PayloadError."""
-        facts, sections = unpack(payload, self.format)
+        facts, sections = _STAGED.get(id(payload)) or unpack(payload, self.format)
         return facts, sections, Shape.from_facts(facts)
 
     @staticmethod
@@ -189,3 +201,19 @@ class Compressor(ABC):
         if found is None or list(found.shape) != list(shape) or found.dtype != dtype:
             raise PayloadError(f"section {name!r} is missing or is not {dtype} of shape {list(shape)}")
         return found
+
+
+@contextlib.contextmanager
+def staged(compressor: Compressor, payload: bytes, device: torch.device | str) -> Iterator[None]:
+    """Within it, decoding this very payload starts from its sections, checked and on the device already.
+
+    So that decoding can be timed without the transfer.  Positions stay on the host, where they are unpacked whatever
+    the device.  Raises PayloadError as ``opened`` does.
+    """
+    facts, sections = unpack(payload, compressor.format)
+    there = {name: section if name in _ON_HOST else section.to(device) for name, section in sections.items()}
+    _STAGED[id(payload)] = facts, there
+    try:
+        yield
+    finally:
+        del _STAGED[id(payload)]

@@ -107,6 +107,10 @@ class Chain(Compressor):
         """With a coder calibrated on whole caches."""
         return replace(self, coder=self.coder.fit(caches))
 
+    def fused(self, device: str) -> "Chain":
+        """With the coder's fused decoder, if there is one."""
+        return replace(self, coder=self.coder.fused(device))
+
     def shared_bytes(self) -> int:
         """The coder's."""
         return self.coder.shared_bytes()

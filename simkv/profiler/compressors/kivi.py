@@ -4,7 +4,7 @@ Keys have channels far larger than the rest, so a key group runs along the token
 so a value group runs along the channels of one token.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simkv.profiler.compressors.base import Compressor, CompressorError, DecodedCache, KVCache, PrefillContext, Shape
 from simkv.profiler.compressors.bits import pack_bits, packed_bytes, unpack_bits
+from simkv.profiler.compressors.fused import compiled, compiles, grouped_decode
 from simkv.profiler.compressors.parts import (
     HALF_EPS,
     HALF_TINY,
@@ -26,7 +27,7 @@ from simkv.profiler.compressors.parts import (
 )
 from simkv.profiler.compressors.payload import Encoded, PayloadError, pack
 
-__all__ = ["Kivi"]
+__all__ = ["FusedKivi", "Kivi"]
 
 _MOST = 1 << 20
 
@@ -78,15 +79,18 @@ class Kivi(Compressor):
         group, residual = whole_fact(facts, "group", 1, _MOST), whole_fact(facts, "residual", 1, _MOST)
         if residual % group:
             raise PayloadError(f"an encoded cache of residual {residual}, no multiple of its group {group}")
-        codec = Kivi(group=group, residual=residual)
+        codec = type(self)(group=group, residual=residual)
         decoded = []
         for side, end in zip(("key", "value"), codec._ends(shape.tokens), strict=True):
             raw_shape = (shape.layers, shape.heads, shape.tokens - end, shape.head_dim)
             raw = finite_section(sections, f"{side}_residual", raw_shape, shape.torch_dtype)
             width = whole_fact(facts, f"{side}_bits", 1, 8)
-            quantised = codec._restored(sections, side, shape, end, width, torch.device(device))
-            decoded.append(torch.cat([quantised, raw.to(device)], dim=2))
+            decoded.append(codec._side(sections, side, shape, width, raw.to(device)))
         return DecodedCache(list(decoded[0]), list(decoded[1]), shape.tokens)
+
+    def fused(self, device: str) -> Compressor:
+        """See Compressor."""
+        return FusedKivi(**asdict(self)) if compiles(device) else self
 
     def error_bound(self, cache: KVCache, knob: str) -> tuple[list[Tensor], list[Tensor]]:
         """Half a step, and the rounding of step, minimum and result; zero in the residual.  Per layer [H, T, D]."""
@@ -111,18 +115,51 @@ class Kivi(Compressor):
     def _value_groups(self, values: Tensor) -> Tensor:
         return channel_groups(values, min(self.group, values.shape[-1]))  # [L, H, T, ceil(D / g), g]
 
-    def _restored(
-        self, sections: dict[str, Tensor], side: str, shape: Shape, end: int, width: int, device: torch.device
-    ) -> Tensor:
-        count = shape.layers * shape.heads * end * shape.head_dim
-        packed = self.section(sections, f"{side}_codes", (packed_bytes(count, width),), torch.uint8)
-        codes = unpack_bits(packed.to(device), width, count).view(shape.layers, shape.heads, end, shape.head_dim)
+    def _side(self, sections: dict[str, Tensor], side: str, shape: Shape, width: int, raw: Tensor) -> Tensor:
+        end, device = shape.tokens - raw.shape[2], raw.device
+        packed, steps, lows = self._parts(sections, side, shape, end, width, device)
+        codes = unpack_bits(packed, width, self._count(shape, end)).view(*raw.shape[:2], end, shape.head_dim)
         groups, dim = (self._key_groups(codes), -2) if side == "key" else (self._value_groups(codes), -1)
-        side_shape = (*groups.shape[:3], groups.shape[4 if side == "key" else 3])
-        steps = finite_section(sections, f"{side}_steps", side_shape, torch.float16).to(device).float().unsqueeze(dim)
-        lows = finite_section(sections, f"{side}_lows", side_shape, torch.float16).to(device).float().unsqueeze(dim)
-        restored = back_to(shape.torch_dtype, groups.float().mul_(steps).add_(lows))
-        return restored.flatten(2, 3) if side == "key" else join_groups(restored, shape.head_dim)
+        whole = groups.float().mul_(steps.float().unsqueeze(dim)).add_(lows.float().unsqueeze(dim))
+        restored = back_to(shape.torch_dtype, whole)
+        restored = restored.flatten(2, 3) if side == "key" else join_groups(restored, shape.head_dim)
+        return torch.cat([restored, raw], dim=2)
+
+    def _parts(
+        self, sections: dict[str, Tensor], side: str, shape: Shape, end: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed codes, steps and minima, checked and on the device."""
+        packed = self.section(sections, f"{side}_codes", (packed_bytes(self._count(shape, end), width),), torch.uint8)
+        rows = (shape.layers, shape.heads)
+        channels = -(-shape.head_dim // min(self.group, shape.head_dim))
+        grouped = (*rows, end // self.group, shape.head_dim) if side == "key" else (*rows, end, channels)
+        steps, lows = (
+            finite_section(sections, f"{side}_{name}", grouped, torch.float16).to(device) for name in ("steps", "lows")
+        )
+        return packed.to(device), steps, lows
+
+    @staticmethod
+    def _count(shape: Shape, end: int) -> int:
+        return shape.layers * shape.heads * end * shape.head_dim
+
+
+@dataclass(frozen=True)
+class FusedKivi(Kivi):
+    """KIVI whose decoder reads the payload once and writes the cache once."""
+
+    implementation: ClassVar[str] = "fused"
+
+    def fused(self, device: str) -> Compressor:
+        """Itself."""
+        return self
+
+    def _side(self, sections: dict[str, Tensor], side: str, shape: Shape, width: int, raw: Tensor) -> Tensor:
+        end = shape.tokens - raw.shape[2]
+        if not end:
+            return raw
+        packed, steps, lows = self._parts(sections, side, shape, end, width, raw.device)
+        group = self.group if side == "key" else -min(self.group, shape.head_dim)
+        return compiled(grouped_decode)(packed, steps, lows, raw, width, group)
 
 
 def _quantised(groups: Tensor, dim: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

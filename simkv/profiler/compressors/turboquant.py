@@ -4,7 +4,7 @@ A coordinate of a uniformly random unit vector in d dimensions has density propo
 nearly Gaussian of variance 1 / d, whatever the data.  So the codebook needs no data and is not stored.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from simkv.profiler.compressors.base import Compressor, CompressorError, DecodedCache, KVCache, PrefillContext, Shape
 from simkv.profiler.compressors.bits import pack_bits, packed_bytes, unpack_bits
+from simkv.profiler.compressors.fused import compiled, compiles, rotated_decode
 from simkv.profiler.compressors.parts import (
     back_to,
     finite_section,
@@ -27,7 +28,7 @@ from simkv.profiler.compressors.parts import (
 )
 from simkv.profiler.compressors.payload import Encoded, PayloadError, pack
 
-__all__ = ["TurboQuant", "codebook", "rotation"]
+__all__ = ["FusedTurboQuant", "TurboQuant", "codebook", "rotation"]
 
 _MOST_CHANNELS = 1024
 _MOST_SEED = (1 << 32) - 1
@@ -86,16 +87,47 @@ class TurboQuant(Compressor):
             decoded.append(self._side(sections, side, shape, width, turn))
         return DecodedCache(decoded[0], decoded[1], shape.tokens)
 
+    def fused(self, device: str) -> Compressor:
+        """See Compressor."""
+        return FusedTurboQuant(**asdict(self)) if compiles(device) else self
+
     def _side(self, sections: dict[str, Tensor], side: str, shape: Shape, width: int, turn: Tensor) -> list[Tensor]:
-        whole = (shape.layers, shape.heads, shape.tokens, shape.head_dim)
-        count = int(np.prod(whole, dtype=object))
-        packed = self.section(sections, f"{side}_codes", (packed_bytes(count, width),), torch.uint8)
-        norms = finite_section(sections, f"{side}_norms", whole[:3], torch.float16).to(turn.device)
-        codes = unpack_bits(packed.to(turn.device), width, count).view(whole)
-        table = codebook(shape.head_dim, width).to(turn.device)
+        packed, norms, table = self._parts(sections, side, shape, width, turn.device)
+        whole = (*norms.shape, shape.head_dim)
+        codes = unpack_bits(packed, width, int(np.prod(whole, dtype=object))).view(whole)
         lengths = norms.float().unsqueeze(-1)
         restored = [(table[layer.int()] @ turn).mul_(length) for layer, length in zip(codes, lengths, strict=True)]
         return [back_to(shape.torch_dtype, layer) for layer in restored]
+
+    def _parts(
+        self, sections: dict[str, Tensor], side: str, shape: Shape, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed codes, norms [L, H, T] and levels, checked and on the device."""
+        whole = (shape.layers, shape.heads, shape.tokens, shape.head_dim)
+        size = packed_bytes(int(np.prod(whole, dtype=object)), width)
+        packed = self.section(sections, f"{side}_codes", (size,), torch.uint8).to(device)
+        norms = finite_section(sections, f"{side}_norms", whole[:3], torch.float16).to(device)
+        return packed, norms, codebook(shape.head_dim, width).to(device)
+
+
+@dataclass(frozen=True)
+class FusedTurboQuant(TurboQuant):
+    """TurboQuant whose decoder unpacks and looks up in one pass, and turns back in another."""
+
+    implementation: ClassVar[str] = "fused"
+
+    def fused(self, device: str) -> Compressor:
+        """Itself."""
+        return self
+
+    def _side(self, sections: dict[str, Tensor], side: str, shape: Shape, width: int, turn: Tensor) -> list[Tensor]:
+        packed, norms, table = self._parts(sections, side, shape, width, turn.device)
+        count = shape.heads * shape.tokens * shape.head_dim
+        decode = compiled(rotated_decode)
+        return [
+            decode(packed, table, turn, length, width, layer * count, shape.torch_dtype)
+            for layer, length in enumerate(norms)
+        ]
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,59 @@
+"""The same disk seen by fio, where it is installed: a second opinion on reads.
+
+What it is: two runs of fio in the measurement's own folder and the numbers of its JSON.  What it is not: needed.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+__all__ = ["compare_with_fio", "parsed"]
+
+_RUNS = {"read_4KiB_depth_1": ("4k", "1"), "read_1MiB_depth_8": ("1M", "8")}
+_TIMEOUT_S = 120
+
+
+def compare_with_fio(folder: Path, size: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Bandwidth and median latency of random direct reads as fio measures them; empty without fio or when it fails.
+
+    Args:
+        folder: for its file, which it removes.
+        size: bytes of that file.
+        seconds: of each run, at least 1.
+    """
+    program = shutil.which("fio")
+    if program is None:
+        return {}
+    found = {}
+    for name, (block, depth) in _RUNS.items():
+        options = {
+            "name": name,
+            "directory": str(folder),
+            "size": str(size),
+            "rw": "randread",
+            "bs": block,
+            "iodepth": depth,
+            "ioengine": "libaio",
+            "direct": "1",
+            "runtime": str(max(1, round(seconds))),
+            "unlink": "1",
+            "output-format": "json",
+        }
+        command = [program, "--time_based", *(f"--{key}={value}" for key, value in options.items())]
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+            found[name] = parsed(ran.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError):
+            continue
+    return found
+
+
+def parsed(text: str) -> dict[str, float]:
+    """Bandwidth and median latency of the one job in fio's JSON.  Raises ValueError, LookupError or TypeError."""
+    read: dict[str, Any] = json.loads(text)["jobs"][0]["read"]
+    return {
+        "bytes_per_s": float(read["bw_bytes"]),
+        "latency_s": float(read["clat_ns"]["percentile"]["50.000000"]) / 1e9,
+    }
