@@ -1,4 +1,4 @@
-"""How long a bound takes, in accesses per second on one core: a million single blocks, and a million in long prompts.
+"""How long a bound takes, in accesses per second on one core: single blocks, and blocks in long prompts.
 
 Run with ``pytest tests/benchmarks --benchmark-only``; the figure is ``accesses_per_s`` in the extra info.  Times
 include the cost tables and all price windows of one alpha, the compiled code having been loaded before.
@@ -13,7 +13,8 @@ from simkv.simulator.bounds import bound
 from simkv.traces.generate import generate_trace
 from simkv.traces.trace import Trace, build_trace
 
-ACCESSES = 1_000_000
+ACCESSES = 20_000  # time grows in proportion up to millions
+ALPHA = 0.1  # where quality is dear, a profile whose raw copies lose some leaves nothing to gain
 PROFILE = "llama-3.1-8b-a100"
 GIB = 2**30
 
@@ -56,10 +57,10 @@ def test_bound(benchmark: BenchmarkFixture, make: object, arrivals: str) -> None
     task = profile.tasks[0]
     names = [tier.name for tier in profile.tiers]
     tiers = dict(zip(names, (256 * GIB, 1024 * GIB), strict=True))
-    accesses = ACCESSES if benchmark.enabled else ACCESSES // 50
+    accesses = ACCESSES if benchmark.enabled else ACCESSES // 4
 
     def run(trace: Trace, room: dict[str, object]) -> float:
-        found = bound(trace, profile, tiers=room, tasks=task, alphas=[2.0], arrivals=arrivals)
+        found = bound(trace, profile, tiers=room, tasks=task, alphas=[ALPHA], arrivals=arrivals)
         return float(found.utilities[0])
 
     trace = make(accesses)
@@ -68,5 +69,5 @@ def test_bound(benchmark: BenchmarkFixture, make: object, arrivals: str) -> None
     if benchmark.stats:  # absent under --benchmark-disable
         benchmark.extra_info["accesses_per_s"] = round(len(trace.block_ids) / benchmark.stats.stats.min)
     free = run(trace, dict.fromkeys(names, "unlimited"))
-    recomputed = 2.0 - float(trace.input_tokens.mean()) * profile.prefill.per_token_s
-    assert recomputed < limit <= free + 1e-9
+    recomputed = ALPHA - float(trace.input_tokens.mean()) * profile.prefill.per_token_s
+    assert recomputed < limit <= free + 1e-4  # prices near zero are not quite zero

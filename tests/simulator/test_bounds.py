@@ -32,7 +32,7 @@ from tests.simulator.helpers import (
     two_tiers,
 )
 
-ALPHAS = (0.0, 0.002, 0.01, 0.2)
+ALPHAS = (0.0, 0.003, 0.1)
 LINK = TierSpec("host_link", None, 10**9, 10**9, latency_s=2e-5)
 MANY = [(name, params) for name, params in EVERY_POLICY if name in POLICIES]
 
@@ -78,7 +78,7 @@ def bound_of(trace: Trace, profile: Profile, tiers: tuple[TierSpec, ...], settin
     """The bound for what ``helpers.run`` replays with these settings."""
     options = {"reuse": "always", **settings}
     link = options.pop("link", None)
-    return bound(trace, profile, tiers=tiers, host_link=link, alphas=ALPHAS, ladder=(1, 16), **options)
+    return bound(trace, profile, tiers=tiers, host_link=link, alphas=ALPHAS, ladder=(12,), **options)
 
 
 @lru_cache(maxsize=64)
@@ -101,12 +101,12 @@ def never_beaten(engine: Engine, best: Bound) -> None:
 @pytest.mark.parametrize("profile", list(PROFILES))
 @pytest.mark.parametrize("kind", ["chains", "chats"])
 def test_no_policy_beats_it(kind: str, profile: str, setting: str) -> None:
-    """Every policy of the table, in every variant, stays below the bound of its trace, profile and engine setting."""
+    """Every policy of the table, in every variant, stays below the bound (on chats a third of them in turn)."""
     if profile == "fixed" and "link" in SETTINGS[setting]:
         pytest.skip("load lines measured from end to end have no link of their own")
     number = list(SETTINGS).index(setting) + list(PROFILES).index(profile)
     trace, tiers, best = _world(kind, profile, setting, 1 + number % 3)
-    for name, params in MANY:
+    for name, params in MANY if kind == "chains" else MANY[number % 3 :: 3]:
         made = run(trace, name, params=params, tiers=tiers, profile=PROFILES[profile], check=None, **SETTINGS[setting])
         never_beaten(made, best)
 
