@@ -242,6 +242,10 @@ def _print_tiers(measured: "MeasuredTiers", out: Path, as_json: bool) -> None:
         ],
         text=2,
     )
+    for name, point in measured.provenance.get("fio", {}).items():
+        size, depth = name.split("_")[1], name.rpartition("_")[2]
+        seen = f"{point['bytes_per_s'] / 1e9:.3g} GB/s, median {duration(point['latency_s'])}"
+        print(f"fio: {name.partition('_')[0]} of {size}, {depth} at once: {seen}")
     print("\nfor a run's configuration:")
     for tier in measured.tiers:
         print(

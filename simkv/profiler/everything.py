@@ -16,6 +16,7 @@ from simkv.profiler.measurement import QualityPlan, measure_quality
 from simkv.profiler.speed_measurement import SpeedPlan, measure_speed
 from simkv.profiler.tiers import TierPlan, measure_tiers
 from simkv.profiles import Profile, compose, load_profile, load_tiers, save_profile, with_tiers
+from simkv.version import measuring_identity
 
 __all__ = ["WholePlan", "measure_all"]
 
@@ -44,7 +45,7 @@ def measure_all(plan: WholePlan, out: Path, bars: Bars) -> Profile:
     if out.exists():
         raise SimkvError(f"{out}: exists already; a profile is never overwritten")
     parts = out.with_name(f"{out.name}.parts")
-    _claim(parts, repr(plan))
+    _claim(parts, f"{measuring_identity()}\n{plan!r}")
     quality, speed, tiers = parts / f"{out.name}-quality", parts / f"{out.name}-speed", parts / "tiers.toml"
     if not tiers.exists():
         with bars("tiers") as progress:
@@ -70,7 +71,13 @@ def _claim(parts: Path, plan: str) -> None:
         with path.open(encoding="utf-8", errors="replace") as file:
             before = file.read(_MOST_PLAN_BYTES)
         if before != plan:
-            raise SimkvError(f"{parts}: parts of another measurement; give another --out, or remove it to begin anew")
+            (code, _, _), (this, _, _) = before.partition("\n"), plan.partition("\n")
+            other = (
+                f"parts measured by other code ({code}; this is {this})"
+                if code != this
+                else "parts of another measurement"
+            )
+            raise SimkvError(f"{parts}: {other}; give another --out, or remove it to begin anew")
         return
     parts.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{_PLAN}.{os.getpid()}")

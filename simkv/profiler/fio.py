@@ -1,6 +1,6 @@
-"""The same disk seen by fio, where it is installed: a second opinion on reads.
+"""The same disk seen by fio, where it is installed: a second opinion.
 
-What it is: two runs of fio in the measurement's own folder and the numbers of its JSON.  What it is not: needed.
+What it is: a few runs of fio in the measurement's own folder and the numbers of its JSON.  What it is not: needed.
 """
 
 import json
@@ -11,15 +11,19 @@ from typing import Any
 
 __all__ = ["compare_with_fio", "parsed"]
 
-_RUNS = {"read_4KiB_depth_1": ("4k", "1"), "read_1MiB_depth_8": ("1M", "8")}
+_RUNS = {
+    f"{what}_{size}_depth_{depth}": (f"rand{what}", block, depth)
+    for what in ("read", "write")
+    for size, block, depth in (("4KiB", "4k", "1"), ("1MiB", "1M", "8"))
+}
 _TIMEOUT_S = 120
 
 
 def compare_with_fio(folder: Path, size: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Bandwidth and median latency of random direct reads as fio measures them; empty without fio or when it fails.
+    """Bandwidth and median latency of random direct accesses as fio measures them; empty without fio or when it fails.
 
     Args:
-        folder: for its file, which it removes.
+        folder: for its file, which stays there.
         size: bytes of that file.
         seconds: of each run, at least 1.
     """
@@ -27,18 +31,17 @@ def compare_with_fio(folder: Path, size: int, seconds: float) -> dict[str, dict[
     if program is None:
         return {}
     found = {}
-    for name, (block, depth) in _RUNS.items():
+    for name, (way, block, depth) in _RUNS.items():
         options = {
             "name": name,
-            "directory": str(folder),
+            "filename": str(folder / "fio"),
             "size": str(size),
-            "rw": "randread",
+            "rw": way,
             "bs": block,
             "iodepth": depth,
             "ioengine": "libaio",
             "direct": "1",
             "runtime": str(max(1, round(seconds))),
-            "unlink": "1",
             "output-format": "json",
         }
         command = [program, "--time_based", *(f"--{key}={value}" for key, value in options.items())]
@@ -52,8 +55,9 @@ def compare_with_fio(folder: Path, size: int, seconds: float) -> dict[str, dict[
 
 def parsed(text: str) -> dict[str, float]:
     """Bandwidth and median latency of the one job in fio's JSON.  Raises ValueError, LookupError or TypeError."""
-    read: dict[str, Any] = json.loads(text)["jobs"][0]["read"]
+    job: dict[str, Any] = json.loads(text)["jobs"][0]
+    way = job["read"] if job["read"]["total_ios"] else job["write"]
     return {
-        "bytes_per_s": float(read["bw_bytes"]),
-        "latency_s": float(read["clat_ns"]["percentile"]["50.000000"]) / 1e9,
+        "bytes_per_s": float(way["bw_bytes"]),
+        "latency_s": float(way["clat_ns"]["percentile"]["50.000000"]) / 1e9,
     }

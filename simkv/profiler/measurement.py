@@ -23,6 +23,7 @@ from simkv.profiler.rows import Row, RowFile
 from simkv.profiler.sources import Source, open_source
 from simkv.profiler.tasks import Context, Task
 from simkv.profiler.workloads import Workload, calibration_contexts, generated
+from simkv.version import measuring_identity
 
 __all__ = ["QualityPlan", "measure_quality"]
 
@@ -173,6 +174,7 @@ def _identity(plan: QualityPlan, source: Source, workloads: Sequence[Workload], 
         "context_tokens": length,
         "seed": plan.seed,
         "query_aware": plan.query_aware,
+        "code": measuring_identity(),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 
 from simkv.version import code_identity
 
-__all__ = ["facts_of_machine"]
+__all__ = ["device_name", "facts_of_machine"]
 
 _PACKAGES = ("torch", "transformers", "numpy", "safetensors", "kvpress")
 
@@ -23,7 +23,7 @@ def facts_of_machine(device: str) -> dict[str, Any]:
     """Date, device, driver, threads, versions and commit, as text and numbers."""
     facts: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "device": _device(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "simkv": code_identity(),
         "commit": _commit(),
@@ -36,7 +36,8 @@ def facts_of_machine(device: str) -> dict[str, Any]:
     return facts
 
 
-def _device(device: str) -> str:
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's; never the host's."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:

@@ -98,7 +98,8 @@ class RowFile(Generic[R]):
 
     Args:
         path: the file; made when there is none.
-        identity: what the rows depend on, plain data.  A file of another identity is refused.
+        identity: what the rows depend on, plain data; under "code" the code that measures them.  A file of another
+            identity is refused.
         settings: what made each variant, by variant.  Variants may be added later; the same variant made in another
             way is refused.
         kind: the rows' class.
@@ -160,6 +161,12 @@ class RowFile(Generic[R]):
             raise SimkvError(f"{self._path}: not a file of measured rows; remove it to begin anew") from error
         changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
         changed += sorted(name for name in known.keys() & settings.keys() if known[name] != settings[name])
+        if "code" in changed:
+            raise SimkvError(
+                f"{self._path}: rows measured by other code ({before.get('code', 'unknown')}; this is "
+                f"{identity.get('code', 'unknown')}), and rows of different code never mix; go on with that code, "
+                "or give another --out, or remove the file to begin anew"
+            )
         if changed:
             raise SimkvError(
                 f"{self._path}: rows of another measurement ({', '.join(changed[:5])} differ); give another --out, "

@@ -22,6 +22,7 @@ from simkv.profiler.speed import Grid, SpeedRun
 from simkv.profiler.speed_profile import profile_of_speeds
 from simkv.profiler.subjects import Subject, open_subject
 from simkv.profiler.timing import Clock, Patience, WallClock
+from simkv.version import measuring_identity
 
 __all__ = ["SpeedPlan", "measure_speed"]
 
@@ -183,6 +184,7 @@ def _identity(plan: SpeedPlan, subject: Subject, machine: Mapping[str, Any], pat
         "seconds_per_point": patience.seconds,
         "device": machine["device"],
         "threads": machine["threads"],
+        "code": measuring_identity(),
     }
 
 

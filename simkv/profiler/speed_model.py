@@ -69,7 +69,7 @@ class SpeedModel:
         cache: Any = DynamicCache()
         room = (batch, self.shape.kv_heads, cached + new, self.shape.head_dim)
         for _ in range(self.shape.layers):
-            layer = _Room()
+            layer: Any = _Room()
             layer.keys, layer.values = (
                 torch.empty(room, device=device, dtype=dtype).normal_(generator=source) for _ in "kv"
             )

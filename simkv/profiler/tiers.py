@@ -8,7 +8,6 @@ which ``simkv profile speed --device cuda`` measures.
 import contextlib
 import logging
 import os
-import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from simkv.profile_tiers import MeasuredTiers, load_tiers, save_tiers
 from simkv.profile_types import TierSpec
 from simkv.profiler.direct_io import BLOCK, scratch_file
 from simkv.profiler.fio import compare_with_fio
-from simkv.profiler.provenance import facts_of_machine
+from simkv.profiler.provenance import device_name, facts_of_machine
 from simkv.profiler.timing import timing_of
 from simkv.units import format_bytes
 
@@ -46,6 +45,7 @@ _MOST_OF_FREE = 0.5
 _LEAST_BLOCKS = 16
 _FOLDER = "simkv-tiers"
 _PAGE_CACHE = ("tmpfs", "ramfs")
+_QUEUE = ("rotational", "write_cache", "scheduler", "nr_requests", "logical_block_size")
 
 Clock = Callable[[], float]
 Point = dict[str, Any]
@@ -118,9 +118,14 @@ def measure_tiers(
             for point in _disk(plan, folder, clock):
                 points.append(point)
                 tell(len(points), total)
-            if fio := compare_with_fio(folder, min(plan.size, 1 << 28), plan.point_s):
+            if fio := compare_with_fio(folder, plan.size, plan.point_s):
                 facts["fio"] = fio
-    cached = "" if all(point["direct"] for point in points) else "; ssd: the page cache, not a disk"
+    direct = all(point["direct"] for point in points)
+    if plan.disk is not None:
+        facts["direct"] = (
+            "the file system passes O_DIRECT" if direct else "no O_DIRECT here: the page cache was measured"
+        )
+    cached = "" if direct else "; ssd: the page cache, not a disk"
     origin = {"status": "measured", "source": f"simkv profile tiers, {facts['date']}, {facts['device']}{cached}"}
     places = {"tiers": origin, "measurements": origin}
     tiers = tuple(_tiers(points, plan))
@@ -137,8 +142,10 @@ def _check(plan: TierPlan) -> None:
 
 
 def machine_name() -> str:
-    """The machine's name as a file may be called, for ``profiles/tiers/NAME.toml``."""
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", platform.node()).strip("-.")[:64] or "machine"
+    """Processor and cores as a file may be called, for ``profiles/tiers/NAME.toml``; never the host's name."""
+    plain = re.sub(r"\(r\)|\(tm\)|\bcpu\b|@.*", " ", device_name("cpu").lower())
+    name = re.sub(r"[^a-z0-9_.+]+", "-", plain).strip("-.")[:64] or "machine"
+    return f"{name}-{os.cpu_count() or 1}-cores"
 
 
 def _copies(plan: TierPlan, clock: Clock) -> Iterator[Point]:
@@ -239,13 +246,28 @@ def _own_folder(disk: Path, size: int) -> Iterator[Path]:
 
 
 def _file_system(folder: Path) -> dict[str, str]:
-    """Type and device of the mount that a folder is on; "unknown" where the system does not tell."""
+    """Type of the mount that a folder is on, "unknown" where the system does not tell, and facts of its device.
+
+    No names of devices, which may be those of a server or of a group of disks.
+    """
     try:
         lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return {"type": "unknown", "device": "unknown"}
+        return {"type": "unknown"}
     whole = folder.resolve()
     mounts = [line.split()[:3] for line in lines if len(line.split()) >= 3]
     on = [mount for mount in mounts if whole.is_relative_to(mount[1])]
-    device, _, kind = max(on, key=lambda mount: len(mount[1]), default=["unknown", "", "unknown"])
-    return {"type": kind, "device": device}
+    _, _, kind = max(on, key=lambda mount: len(mount[1]), default=["", "", "unknown"])
+    number = folder.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    queues = (device / "queue", device / ".." / "queue")  # a partition has none, the disk that it is on has
+    return {"type": kind} | next(filter(None, map(_queue, queues)), {})
+
+
+def _queue(folder: Path) -> dict[str, str]:
+    """What the kernel says of a block device."""
+    found = {}
+    for name in _QUEUE:
+        with contextlib.suppress(OSError):
+            found[name] = (folder / name).read_text(encoding="utf-8", errors="replace").strip()[:64]
+    return found

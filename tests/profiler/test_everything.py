@@ -1,7 +1,7 @@
 """Quality, speed and tiers in one go: the profile that comes of it, and going on after a kill."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from simkv.cli import app
 from simkv.errors import SimkvError
-from simkv.profiler import tiers
+from simkv.profiler import everything, tiers
 from simkv.profiler.everything import WholePlan, measure_all
 from simkv.profiler.measurement import QualityPlan
 from simkv.profiler.speed_measurement import SpeedPlan
@@ -63,6 +63,15 @@ def test_a_killed_measurement_goes_on_and_ends_in_one_profile(tmp_path: Path) ->
     assert profile.tiers == load_tiers(out / "tiers.toml").tiers
     assert {"profile.toml", "quality.csv", "speeds.csv", "tiers.toml"} == {path.name for path in out.iterdir()}
     assert ["mine"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_parts_of_other_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names both codes."""
+    (tmp_path / "mine.parts").mkdir()
+    (tmp_path / "mine.parts/plan.txt").write_text(f"older\n{whole(tmp_path)!r}", encoding="utf-8")
+    monkeypatch.setattr(everything, "measuring_identity", lambda: "newer")
+    with pytest.raises(SimkvError, match="measured by other code .older; this is newer"):
+        measure_all(whole(tmp_path), tmp_path / "mine", lambda what: nullcontext(lambda done, of: None))
 
 
 def test_command_line_refuses_a_folder_that_exists(tmp_path: Path) -> None:

@@ -196,6 +196,8 @@ def test_rows_of_another_measurement_are_refused(tmp_path: Path) -> None:
         RowFile(path, {"seed": 2}, {"kivi:2": "Kivi(residual=32)"}, Row)
     with pytest.raises(SimkvError, match="kivi:2 differ"):
         RowFile(path, {"seed": 1}, {"kivi:2": "Kivi(residual=64)"}, Row)
+    with pytest.raises(SimkvError, match="measured by other code .unknown; this is 1.0.aa"):
+        RowFile(path, {"seed": 1, "code": "1.0+aa"}, {"kivi:2": "Kivi(residual=32)"}, Row)
     more = RowFile(path, {"seed": 1}, {"int8:g16": "Int8()"}, Row)
     more.close()
     assert {("qa", 0, "kivi:2"): row} == more.rows

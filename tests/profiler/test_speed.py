@@ -14,7 +14,7 @@ from simkv.cli import app
 from simkv.errors import SimkvError
 from simkv.models import MODELS, ModelShape
 from simkv.profile_types import RAW, Profile, Variant
-from simkv.profiler import architectures, subjects
+from simkv.profiler import architectures, speed_measurement, subjects
 from simkv.profiler.architectures import Architecture, random_model, weight_bytes
 from simkv.profiler.attention import continuing
 from simkv.profiler.compressors import COMPRESSORS, make_compressor
@@ -216,6 +216,23 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
         measure_speed(SHORT, tmp_path / "mine", killer, TickingClock())
     with pytest.raises(SimkvError, match="seed"):
         measure_speed(replace(SHORT, seed=1), tmp_path / "mine", clock=TickingClock())
+
+
+def test_rows_of_other_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names both, and says what to do; the same code goes on."""
+
+    def killer(done: int, of: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_speed(SHORT, tmp_path / "mine", killer, TickingClock())
+    ours = speed_measurement.measuring_identity()
+    with monkeypatch.context() as edited, pytest.raises(SimkvError, match="remove the file") as caught:
+        edited.setattr(speed_measurement, "measuring_identity", lambda: "another")
+        measure_speed(SHORT, tmp_path / "mine", clock=TickingClock())
+    assert f"rows measured by other code ({ours}; this is another)" in str(caught.value)
+    measure_speed(SHORT, tmp_path / "mine", clock=TickingClock())
 
 
 def test_fewer_layers_are_multiplied(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import socket
 import time
@@ -45,7 +46,8 @@ def test_the_file_has_both_tiers_and_every_point(tmp_path: Path) -> None:
     assert set(itertools.product(("read", "write"), (BLOCK, 1 << 20), (1, 8))) == points
     assert {"copy"} == {row["what"] for row in measured.measurements if row["tier"] == "dram"}
     assert measured == load_tiers(tmp_path / "mine.toml")
-    assert {"type", "device"} == measured.provenance["file_system"].keys()
+    assert measured.provenance["file_system"]["type"]
+    assert "O_DIRECT" in measured.provenance["direct"]
     assert ["mine.toml"] == [path.name for path in tmp_path.iterdir()]
 
 
@@ -246,9 +248,35 @@ def test_command_line(tmp_path: Path) -> None:
     assert 12 == len(json.loads(rows.stdout[rows.stdout.index("{") :])["measurements"])
 
 
-def test_the_machine_has_a_name_that_a_file_can_have() -> None:
-    """Letters, digits and _ . + - only."""
-    assert machine_name().replace("-", "").replace(".", "").replace("_", "").replace("+", "").isalnum()
+@pytest.mark.parametrize(
+    ("processor", "name"),
+    [
+        ("Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz", "intel-xeon-e5-2690-v4-4-cores"),
+        ("AMD EPYC 7763 64-Core Processor", "amd-epyc-7763-64-core-processor-4-cores"),
+        ("...", "machine-4-cores"),
+    ],
+)
+def test_the_machine_is_named_after_its_processor(processor: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file may be called."""
+    monkeypatch.setattr(tiers, "device_name", lambda device: processor)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert name == machine_name()
+
+
+def test_files_do_not_tell_where_they_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the host's name, nor a folder, nor the device or server of a mount."""
+    monkeypatch.setattr(platform, "node", lambda: "secrethost")
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"secretserver:/export {tmp_path} nfs rw 0 0\n", encoding="utf-8")
+    opened = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **how: opened(mounts if str(path) == "/proc/mounts" else path, **how)
+    )
+    (tmp_path / "disk").mkdir()
+    measured = measure_tiers(plan(tmp_path / "disk"), tmp_path / "mine.toml")
+    text = (tmp_path / "mine.toml").read_text(encoding="utf-8")
+    assert "nfs" == measured.provenance["file_system"]["type"]
+    assert not [word for word in ("secrethost", "secretserver", tmp_path.name, "/dev/") if word in text]
 
 
 GOOD = """format = 1
@@ -300,13 +328,14 @@ def test_damaged_files_are_one_line(old: str, new: str, complaint: str, tmp_path
 
 def test_fio_is_asked_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its JSON gives bandwidth and median latency; without it, or when it fails, there is nothing."""
-    told = {"jobs": [{"read": {"bw_bytes": 5e8, "clat_ns": {"percentile": {"50.000000": 80_000}}}}]}
+    done = {"total_ios": 9, "bw_bytes": 5e8, "clat_ns": {"percentile": {"50.000000": 80_000}}}
+    told = {"jobs": [{"read": {"total_ios": 0}, "write": done}]}
     script = tmp_path / "fio"
     script.write_text(f"#!/bin/sh\necho '{json.dumps(told)}'\n", encoding="utf-8")
     script.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(script))
     found = fio.compare_with_fio(tmp_path, 1 << 20, 0.1)
-    assert {"bytes_per_s": 5e8, "latency_s": 8e-5} == found["read_4KiB_depth_1"]
+    assert {"bytes_per_s": 5e8, "latency_s": 8e-5} == found["write_4KiB_depth_1"]
     script.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     assert {} == fio.compare_with_fio(tmp_path, 1 << 20, 0.1)
     monkeypatch.setattr(shutil, "which", lambda name: None)
