@@ -134,6 +134,9 @@ def sweep(
     compare: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Compare this policy's curve with the others.")
     ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="Q,...", help="Compare curves at these qualities, not with every setting.")
+    ] = None,
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw no figures.")] = False,
     as_json: JsonText = False,
     verbose: Verbose = False,
@@ -146,6 +149,9 @@ def sweep(
     labels = [entry.policy.title for entry in study.policies]
     if compare is not None and compare not in labels:
         raise ConfigError(f"--compare: {unknown_name('label', compare, labels)}")
+    if compare is None and at is not None:
+        raise ConfigError("--at: says at which qualities to compare; it needs --compare LABEL")
+    qualities = _numbers("--at", at) or []
     folder = _default_folder(study.base.name) if out is None else out
     table, failure = _computed(study, folder, workers, fresh)
     runs = table[table["policy"] != "bound"]
@@ -161,7 +167,7 @@ def sweep(
             print(f"figures in {folder / 'figures'}: {', '.join(path.name for path in figures)}")
         if compare is not None:
             print()
-            print_comparison(table, compare)
+            print_comparison(table, compare, folder, qualities)
     if failure is not None:
         say(f"error: {failure}")
         raise typer.Exit(1)
@@ -235,7 +241,7 @@ def bound(
     from simkv.cli_bound import bound_corners, write_corners
     from simkv.cli_results import print_bound
 
-    corners = bound_corners(_study(config, set_), _numbers(alphas), anticipation)
+    corners = bound_corners(_study(config, set_), _numbers("--alphas", alphas), anticipation)
     if out is not None:
         write_corners(corners, out)
     if as_json:
@@ -246,11 +252,11 @@ def bound(
             print(f"\nwritten to {out}")
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def _numbers(option: str, text: str | None) -> list[float] | None:
     try:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--alphas {text}: write numbers with commas between, e.g. 0,0.5,2") from None
+        raise ConfigError(f"{option} {text}: write numbers with commas between, e.g. 0,0.5,2") from None
 
 
 @app.command(cls=Verb, epilog="Example: simkv plot results/first-run --figure delay-quality --out delay.pdf")

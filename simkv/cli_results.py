@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from simkv.cli_output import duration, fixed, percent, print_pairs, print_table, records
-from simkv.comparison import compare_curves
+from simkv.comparison import COMPARED_DELAYS, compared_results
 from simkv.experiment_bounds import BOUND
+from simkv.experiment_files import staged
 from simkv.figures.style import tier_title
 from simkv.figures.tables import average_seeds, factor_columns, knob_texts
 from simkv.simulator.metrics import Result
@@ -24,6 +25,7 @@ __all__ = ["print_bound", "print_comparison", "print_policies", "print_summary",
 
 _LOG = logging.getLogger(__name__)
 _TIMES = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
+_MARKS = {"": "", "long chord": "*", "outside": "+"}
 _REQUESTS, _TOKENS = "request_share_", "token_share_"
 
 
@@ -134,26 +136,49 @@ def print_bound(corners: pd.DataFrame) -> None:
     print("between two rows the bound is straight; utility is alpha x quality - TTFT, means over the measured requests")
 
 
-def print_comparison(table: pd.DataFrame, label: str) -> None:
-    """One policy's operating curve against every setting of the others.  Raises SimkvError for an unknown label."""
-    points = average_seeds(table, ["ttft_mean_s", "quality_mean"])
-    points["params"] = knob_texts(points)
-    factors = factor_columns(points)
-    compared = compare_curves(points, label, by=factors)
-    headers = ["policy", "setting", *factors, "TTFT (s)", "quality", "TTFT ratio", "quality gain (%)"]
+def print_comparison(table: pd.DataFrame, label: str, results: Path, at: list[float]) -> None:
+    """One policy's operating curve against every setting of the others, or against their curves at given qualities.
+
+    Written to ``comparison.csv`` in the folder of results, too, where the mean TTFT and its 90th percentile are apart.
+    Raises SimkvError for an unknown label.
+    """
+    factors = factor_columns(table)
+    compared = compared_results(table, label, results, by=factors, at=at)
+    with staged(results / "comparison.csv") as temporary:
+        compared.to_csv(temporary, index=False)
+    means, tails = (compared[compared["delay"] == delay].reset_index(drop=True) for delay in COMPARED_DELAYS)
+    means["knob"] = _settings(means)
+    headers = ["policy", "setting", *factors, "TTFT (s)", "quality", "TTFT ratio", "p90 ratio", "quality gain (%)"]
     rows = [
         [
             str(row["baseline"]),
-            str(row["params"]),
+            str(row["knob"]),
             *(str(row[factor]) for factor in factors),
-            *(fixed(row[column]) for column in ("ttft_mean_s", "quality_mean")),
-            fixed(row["delay_ratio"], 2),
-            percent(row["quality_gain"]),
+            fixed(row["delay_s"]),
+            fixed(row["quality_mean"]),
+            _ranged(row, "delay_ratio", lambda value: fixed(value, 2)),
+            _ranged(tail, "delay_ratio", lambda value: fixed(value, 2)),
+            _ranged(row, "quality_gain", percent),
         ]
-        for row in records(compared)
+        for row, tail in zip(records(means), records(tails), strict=True)
     ]
     print(f"{label} against the others: their TTFT / its own at equal quality, its gain in quality at equal TTFT")
     print_table(headers, rows, text=2 + len(factors))
+    print("in brackets 95 % intervals; * rests on a long chord between operating points, + on a curve's last point")
+    print(f"all of it, with what it rests on: {results / 'comparison.csv'}")
+
+
+def _settings(compared: pd.DataFrame) -> list[str]:
+    """What sets each baseline's setting apart; nothing for whole curves."""
+    params = [json.loads(text) if text else {} for text in compared["params"]]
+    return knob_texts(compared.assign(label=compared["baseline"], params=params))
+
+
+def _ranged(row: dict[str, Any], name: str, shown: Any) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    mark = _MARKS[row[f"{name}_flag"]] if row[name] is not None else ""
+    ends = "" if low is None else f" ({shown(low)} to {shown(high)})"
+    return f"{shown(row[name])}{mark}{ends}"
 
 
 def study_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

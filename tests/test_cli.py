@@ -232,10 +232,27 @@ def test_sweep_json_is_one_object_per_run(folder: Path, swept: Path) -> None:
 
 
 def test_sweep_compares_curves(folder: Path, swept: Path) -> None:
-    """``--compare`` adds every other setting against the curve of one label."""
+    """``--compare`` adds every other setting against the curve of one label, with intervals, and writes them down."""
     outcome = call("sweep", folder / "study.toml", "--out", swept, "--no-plots", "--compare", "KIVI + LRU")
     compared = outcome.stdout.partition("KIVI + LRU against the others")[2].splitlines()[2:]
-    assert ["Recompute", "Recompute"] == [line.split()[0] for line in compared]
+    assert ["Recompute", "Recompute", "in", "all"] == [line.split()[0] for line in compared]
+    written = pd.read_csv(swept / "comparison.csv")
+    assert ["ttft_mean_s"] * 2 + ["ttft_p90_s"] * 2 == written["delay"].tolist()
+    gains = written.dropna(subset=["quality_gain_low"])
+    assert (
+        (gains["quality_gain_low"] <= gains["quality_gain"]) & (gains["quality_gain"] <= gains["quality_gain_high"])
+    ).all()
+
+
+def test_sweep_compares_curves_at_qualities(folder: Path, swept: Path) -> None:
+    """``--at`` compares whole curves, a line per quality, and is refused without ``--compare`` or with words."""
+    args = ("sweep", folder / "study.toml", "--out", swept, "--no-plots")
+    outcome = call(*args, "--compare", "Recompute", "--at", "0.7,0.9")
+    lines = outcome.stdout.partition("Recompute against the others")[2].splitlines()[2:]
+    assert 2 * 2 * 2 + 2 == len(lines)  # two grid points, two qualities, the other label and all others together
+    assert {"KIVI", "(others)"} == {line.split()[0] for line in lines[:-2]}
+    assert "it needs --compare LABEL" in call(*args, "--at", "0.9").stderr
+    assert "--at high: write numbers" in call(*args, "--compare", "Recompute", "--at", "high").stderr
 
 
 def test_sweep_of_a_single_run(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from simkv.errors import SimkvError
 from simkv.simulator.transfers import KINDS
+from simkv.traces.transform import families
 
 if TYPE_CHECKING:
     from simkv.simulator.engine import Engine, Request
@@ -183,6 +184,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
         "revisit": revisit,
         "measured": True,
         "session": trace.session,
+        "family": families(trace),
         "task": tasks[trace.task],
     }
     return pd.DataFrame(frame)

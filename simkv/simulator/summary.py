@@ -8,15 +8,13 @@ import numpy as np
 import pandas as pd
 
 from simkv.errors import ConfigError
+from simkv.resampling import mean_intervals
 
 if TYPE_CHECKING:
     from simkv.simulator.engine import Engine
 
-__all__ = ["bootstrap_mean", "measured_rows", "summarize"]
+__all__ = ["measured_rows", "summarize"]
 
-_RESAMPLES = 1000
-_MOST_SINGLE = 2000
-_RUNS = 1000
 _LONG_WAIT_S = 30.0
 _YEAR_S = 365.25 * 86_400
 
@@ -47,33 +45,13 @@ def measured_rows(revisit: np.ndarray, arrival_s: np.ndarray, measure: str, warm
     return measured
 
 
-def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean (seeded).
-
-    Up to 2,000 values are resampled one by one; more are resampled in 1,000 runs of consecutive values, which
-    costs the same for any length and keeps neighbouring requests, which are not independent, together.
-    """
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    if len(values) > _MOST_SINGLE:
-        edges = np.linspace(0, len(values), _RUNS, endpoint=False).astype(np.int64)
-        sums, counts = np.add.reduceat(values, edges), np.diff(edges, append=len(values))
-    else:
-        sums, counts = values, np.ones(len(values))
-    rng = np.random.default_rng([seed, 0xB007])
-    picks = rng.integers(0, len(sums), (_RESAMPLES, len(sums)))
-    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def summarize(engine: Engine, requests: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Figures of a finished run over its measured requests; byte counts are over the whole run."""
     rows = requests[requests["measured"]]
     ttft = rows["ttft_s"].to_numpy()
     quality = rows["quality"].to_numpy()
-    ttft_low, ttft_high = bootstrap_mean(ttft, seed)
-    quality_low, quality_high = bootstrap_mean(quality, seed + 1)
+    ends = mean_intervals(np.stack([ttft, quality], axis=1), rows["family"].to_numpy(), seed)
+    (ttft_low, ttft_high), (quality_low, quality_high) = ends
     tiers = [tier.name for tier in engine.costs.tiers]
     tokens = max(1, int(rows["input_tokens"].sum()))
     p50, p90, p99 = np.quantile(ttft, [0.5, 0.9, 0.99])

@@ -22,6 +22,7 @@ from simkv.traces.trace import Trace, build_trace
 __all__ = [
     "assign_tasks",
     "block_contexts",
+    "families",
     "group_blocks",
     "jitter",
     "limit_window",
@@ -175,15 +176,20 @@ def assign_tasks(trace: Trace, tasks: str | Mapping[str, float], seed: int) -> T
 def block_contexts(trace: Trace) -> NDArray[np.int32]:
     """int32[B]: context of each distinct block, that is the family of the request where it first occurs.
 
-    Contexts are numbered by first appearance; families are those of sample_families.  -1 for a block that no
+    Contexts are numbered as by ``families``.  -1 for a block that no
     request asks for.
     """
-    contexts = pd.factorize(_families(trace))[0]
+    contexts = families(trace)
     of_block = np.full(trace.n_blocks, -1, dtype=np.int32)
     blocks, first = np.unique(trace.block_ids, return_index=True)
     request = np.searchsorted(trace.block_offsets, first, side="right") - 1
     of_block[blocks] = contexts[request]
     return of_block
+
+
+def families(trace: Trace) -> NDArray[np.int32]:
+    """int32[R]: the family of each request, as in sample_families, numbered by first appearance."""
+    return np.asarray(pd.factorize(_families(trace))[0], dtype=np.int32)
 
 
 def _name(trace: Trace) -> str:

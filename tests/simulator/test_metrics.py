@@ -65,7 +65,7 @@ TYPES = {
         **{"queue_s": "float64", "compute_s": "float64", "input_tokens": "int32", "output_tokens": "int32"},
         **{"blocks": "int64", "hit_blocks": "int64", "hit_tokens": "int64", "tokens_dram": "int64"},
         **{"tokens_ssd": "int64", "quality": "float64", "served_by": "str", "variant": "str", "revisit": "bool"},
-        **{"measured": "bool", "session": "int32", "task": "str"},
+        **{"measured": "bool", "session": "int32", "family": "int32", "task": "str"},
     },
     "moves": {
         **{"time_s": "float64", "request": "int64", "block": "int64", "kind": "category", "from_tier": "category"},
@@ -99,7 +99,7 @@ def test_rows_by_hand() -> None:
         **{"request": 1, "arrival_s": 1.0, "ttft_s": 0.00112, "load_s": 0.0001, "queue_s": 0.0, "compute_s": 0.00102},
         **{"input_tokens": 300, "output_tokens": 1, "blocks": 3, "hit_blocks": 2, "hit_tokens": 200},
         **{"tokens_dram": 100, "tokens_ssd": 100, "quality": 2.9 / 3, "served_by": "ssd", "variant": "raw"},
-        **{"revisit": True, "measured": True, "session": -1, "task": "qa"},
+        **{"revisit": True, "measured": True, "session": -1, "family": 0, "task": "qa"},
     }
     assert expected == frame.loc[1].to_dict()
     assert ("recompute", "none", 1.0, False) == tuple(frame.loc[0, ["served_by", "variant", "quality", "revisit"]])

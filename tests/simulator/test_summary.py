@@ -10,7 +10,7 @@ import pytest
 from simkv.errors import ConfigError
 from simkv.simulator.metrics import Result, requests_frame
 from simkv.simulator.run import simulate
-from simkv.simulator.summary import bootstrap_mean, measured_rows
+from simkv.simulator.summary import measured_rows
 from simkv.traces.generate import generate_trace
 from simkv.traces.trace import Trace
 from tests.simulator.helpers import make_profile, make_trace, run
@@ -110,31 +110,3 @@ def test_warm_up_leaves_the_run_alone(chats: Trace, result: Result) -> None:
     columns = [name for name in whole.requests if name != "measured"]
     pd.testing.assert_frame_equal(whole.requests[columns], result.requests[columns])
     pd.testing.assert_frame_equal(whole.moves, result.moves)
-
-
-# --- the bootstrap ----------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_covers_the_mean() -> None:
-    """Over 300 samples of 100 exponential values the 95 % interval holds the true mean in 90 to 97 % of cases."""
-    rng = np.random.default_rng(0)
-    held = 0
-    for seed in range(300):
-        low, high = bootstrap_mean(rng.exponential(2.0, 100), seed)
-        held += low <= 2.0 <= high
-    assert 270 <= held <= 291
-
-
-def test_bootstrap_is_seeded_and_narrows_with_root_n() -> None:
-    """The same seed gives the same interval; a hundred times the values a tenth of the width: 3.92 sd / sqrt(n)."""
-    values = np.random.default_rng(1).normal(5.0, 1.0, 10_000)
-    assert bootstrap_mean(values, 7) == bootstrap_mean(values, 7) != bootstrap_mean(values, 8)
-    for count in (100, 10_000):
-        low, high = bootstrap_mean(values[:count], 7)
-        assert low < values[:count].mean() < high
-        assert 3.92 * values[:count].std() / math.sqrt(count) == pytest.approx(high - low, rel=0.1)
-
-
-def test_bootstrap_of_one_value_is_unknown() -> None:
-    """One value has no interval."""
-    assert all(math.isnan(end) for end in bootstrap_mean(np.array([1.0]), 0))
