@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from simkv.traces.trace import Trace, build_trace
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+settings.register_profile("simkv", deadline=None)  # a busy machine is no failure
+settings.load_profile("simkv")
 
 
 @pytest.fixture(scope="session")

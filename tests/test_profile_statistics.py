@@ -126,7 +126,7 @@ curves = st.lists(
 
 
 @given(curves, st.integers(0, 20), st.integers(0, 42))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_curves_agree_with_those_of_policies(points: list[tuple[int, int]], quality: int, size: int) -> None:
     """On any ladder, size and quality are what ``simkv.comparison`` reads off the same points."""
     sizes = {f"a:{n}": s / 20 for n, (s, _) in enumerate(points)}

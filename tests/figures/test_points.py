@@ -130,7 +130,7 @@ def test_panel_grid(count: int, grid: tuple[int, int]) -> None:
     assert grid == panel_grid(count)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40))
 def test_ends_first_visits_every_point_once(count: int) -> None:
     """It is a permutation that begins with both ends."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -51,7 +51,6 @@ def _slowly_decoded(book: Codebook, data: bytes, count: int) -> list[int]:
 
 
 @given(STREAMS, st.booleans())
-@settings(deadline=None)
 def test_huffman_gives_back_every_stream(symbols: NDArray[np.uint8], unseen: bool) -> None:
     """Any bytes at all, with a codebook that went through its own bytes."""
     book = Codebook.from_bytes(Codebook.fitted(symbols, unseen=unseen).to_bytes())
@@ -129,7 +128,6 @@ def test_bad_codebooks_are_refused(data: bytes) -> None:
 
 
 @given(st.binary(max_size=40))
-@settings(deadline=None)
 def test_any_bytes_are_a_codebook_or_refused(data: bytes) -> None:
     """What is accepted gives the same bytes again and decodes noise to symbols below its levels, or refuses it."""
     try:
@@ -167,7 +165,6 @@ def _tables(symbols: NDArray[np.uint8], bins: int) -> NDArray[np.uint8]:
         ).map(lambda symbols: (symbols, bins))
     )
 )
-@settings(deadline=None)
 def test_ans_gives_back_every_matrix(given: tuple[NDArray[np.uint8], int]) -> None:
     """Any symbols, each row with its own distribution; frequencies sum to 4096 and no seen symbol has none."""
     symbols, bins = given
@@ -239,7 +236,6 @@ def test_damaged_ans_streams_are_refused() -> None:
 
 
 @given(st.binary(min_size=4, max_size=60), st.integers(0, 50))
-@settings(deadline=None)
 def test_any_bytes_are_a_stream_or_refused(data: bytes, length: int) -> None:
     """Noise never reads beyond its end nor writes symbols that the tables do not have."""
     frequencies = ans.frequencies(np.array([[3, 0, 9, 15], [15, 15, 0, 0]], np.uint8))

@@ -58,7 +58,7 @@ def _adversarial(given: tuple[torch.dtype, float, float, int], heads: int, token
 
 
 @given(VALUES, st.sampled_from([0.005, 0.03, 0.1, 0.5, 1.0]), st.sampled_from([(1,), (0, 2), (0, 1, 2)]))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_bound_holds_on_adversarial_values(
     given: tuple[torch.dtype, float, float, int], rel: float, dims: tuple[int, ...]
 ) -> None:
@@ -72,7 +72,7 @@ def test_the_bound_holds_on_adversarial_values(
 
 
 @given(VALUES, st.sampled_from(sorted(VARIANTS)), st.integers(0, 10))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_whole_compressors_hold_their_bound(given: tuple[torch.dtype, float, float, int], name: str, rate: int) -> None:
     """The same values through bytes, at every knob; cachegen may refuse the largest in a line."""
     compressor = VARIANTS[name]

@@ -25,7 +25,7 @@ def kept_sets(draw: st.DrawFn) -> tuple[list[Tensor], Shape]:
     return (kept[:1] * layers if kind == "shared" else kept), Shape(layers, heads, tokens, 8, "f16")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(kept_sets())
 def test_positions_survive_and_take_the_shorter_form(case: tuple[list[Tensor], Shape]) -> None:
     """unpack(pack) is the same, and never more than a bitmap."""

@@ -244,7 +244,7 @@ def test_files_that_are_not_text_or_too_large(tiny: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files_never_end_in_a_traceback(tiny: Path, data: st.DataObject) -> None:
     """Bytes replaced, removed or inserted anywhere give a profile or a ProfileError, nothing else."""
     name = data.draw(st.sampled_from(["profile.toml", "quality.csv"]))

@@ -62,7 +62,7 @@ def test_lines_never_go_below_zero() -> None:
     first=st.integers(0, 50_000),
     rest=st.integers(0, 50_000),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_prefill_in_two_parts_costs_as_much_as_in_one(
     base: float, slope: float, curve: float, first: int, rest: int
 ) -> None:
@@ -159,7 +159,7 @@ points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=14)
 
 
 @given(points)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_pareto_front_is_what_nothing_beats(pairs: list[tuple[int, int]]) -> None:
     """Against the definition, on small integer grids so that ties are common."""
     expected = [

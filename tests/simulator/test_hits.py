@@ -220,7 +220,7 @@ SMALL_SIZES = st.lists(st.integers(1, 9), min_size=10, max_size=10)
 
 
 @pytest.mark.parametrize("policy", sorted(HIT_POLICIES))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     requests=REQUESTS,
     sizes=st.none() | SMALL_SIZES,
@@ -250,7 +250,7 @@ def best_hits(string: tuple[int, ...], capacity: int, held: frozenset[int] = fro
     return max(best_hits(rest, capacity, (held - {victim}) | {block}) for victim in victims)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(string=st.lists(st.integers(0, 4), min_size=1, max_size=9), capacity=st.integers(1, 3))
 def test_clairvoyant_is_optimal(string: list[int], capacity: int) -> None:
     """For unit sizes no choice of victims gives more hits than the farthest next touch."""
@@ -258,7 +258,7 @@ def test_clairvoyant_is_optimal(string: list[int], capacity: int) -> None:
     assert best_hits(tuple(string), capacity) == count_hits(trace, "clairvoyant", [capacity]).hits[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(requests=REQUESTS)
 def test_clairvoyant_bounds_the_others(requests: list[list[int]]) -> None:
     """At every capacity of at least one block no policy beats the clairvoyant one, and unlimited ones are equal."""
@@ -272,7 +272,7 @@ def test_clairvoyant_bounds_the_others(requests: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("policy", ["lru", "clairvoyant"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(requests=REQUESTS)
 def test_stack_policies_are_monotone(policy: str, requests: list[list[int]]) -> None:
     """More capacity never costs LRU or the clairvoyant policy a hit."""

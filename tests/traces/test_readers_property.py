@@ -64,7 +64,7 @@ def assert_same(found: list[dict[str, Any]], trace: Trace, tail: bool, size: int
         assert covered == int(trace.block_tokens.sum())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(requests(size=512, tail=True))
 def test_mooncake_round_trip(found: list[dict[str, Any]]) -> None:
     """Lines written from valid requests read back as these requests."""
@@ -74,7 +74,7 @@ def test_mooncake_round_trip(found: list[dict[str, Any]]) -> None:
     assert_same(found, load(lines, "aiperf"), True, 512)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(requests(size=256, tail=True), st.randoms(use_true_random=False))
 def test_bailian_round_trip(found: list[dict[str, Any]], chooser: random.Random) -> None:
     """Times in seconds come back to the ms, and sessions are the trees of parents."""
@@ -92,7 +92,7 @@ def test_bailian_round_trip(found: list[dict[str, Any]], chooser: random.Random)
     assert pd.factorize(np.array(roots, dtype=np.int64))[0].tolist() == trace.session.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(requests(size=64, tail=False))
 def test_sessions_round_trip(found: list[dict[str, Any]]) -> None:
     """One session keeps its recorded times, its ids and its unhashed tails."""
@@ -104,7 +104,7 @@ def test_sessions_round_trip(found: list[dict[str, Any]]) -> None:
     assert_same(found, trace, False, 64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(requests(size=256, tail=False), st.randoms(use_true_random=False))
 def test_lookup_hash_round_trip(found: list[dict[str, Any]], chooser: random.Random) -> None:
     """Lines in any order, with hashes as hex text, read back sorted by time."""
@@ -124,7 +124,7 @@ def test_lookup_hash_round_trip(found: list[dict[str, Any]], chooser: random.Ran
     assert_same(found, load(lines, "lookup-hash", time_unit="ms"), False, 256, first_ms=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.datetimes(pd.Timestamp("1971-01-01"), pd.Timestamp("2060-01-01")), tokens, tokens), max_size=8
@@ -142,7 +142,7 @@ def test_azure_round_trip(rows: list[tuple[Any, int, int]]) -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=8), st.integers(1, 4))
 def test_token_blocks_are_equal_exactly_where_prefixes_are(prompts: list[list[int]], size: int) -> None:
     """Blocks of token ids are shared if and only if everything up to their end is equal."""
@@ -177,7 +177,7 @@ JUNK = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("asked", ["auto", "its own"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(JUNK)), min_size=1, max_size=3))
 def test_damaged_text_loads_or_is_a_trace_error(name: str, asked: str, edits: list[tuple[float, int, str]]) -> None:
     """Whatever replaces a piece of a valid file, the outcome is a trace or one line of TraceError."""
@@ -203,7 +203,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("jsonl")])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(line=st.integers(0, 3), key=st.integers(0, 9), value=json_values)
 def test_any_json_value_anywhere_loads_or_is_a_trace_error(name: str, line: int, key: int, value: Any) -> None:
     """Each value of a record may be any JSON at all."""

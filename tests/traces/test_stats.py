@@ -134,7 +134,7 @@ def distances_by_definition(requests: list[list[int]], sizes: list[int], touch: 
     return distances
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(requests=REQUESTS, sizes=st.lists(st.integers(1, 9), min_size=10, max_size=10), touch=TOUCH)
 def test_stack_distances_equal_their_definition(requests: list[list[int]], sizes: list[int], touch: str) -> None:
     """The tree over steps gives the same distances as keeping the stack itself."""
@@ -145,7 +145,7 @@ def test_stack_distances_equal_their_definition(requests: list[list[int]], sizes
     assert expected == stack_distances(trace, touch=touch, sizes=given_sizes).tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(requests=REQUESTS, touch=TOUCH)
 def test_curve_equals_replayed_lru_at_every_capacity(requests: list[list[int]], touch: str) -> None:
     """The miss-ratio curve is the LRU replay, in blocks and, where all blocks fit, in bytes."""
@@ -160,7 +160,7 @@ def test_curve_equals_replayed_lru_at_every_capacity(requests: list[list[int]], 
     assert hits == [curve.hits_at(c) for c in capacities]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(requests=REQUESTS)
 def test_reuse_equals_an_unlimited_cache(requests: list[list[int]]) -> None:
     """The hit ratios of the statistics are those of an unlimited cache, by block and by token."""

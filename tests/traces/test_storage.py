@@ -65,7 +65,7 @@ def traces(draw: st.DrawFn) -> Trace:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(traces())
 def test_round_trips_are_exact(trace: Trace) -> None:
     """Parquet, its mapped copy and the Arrow file give back every array, type and fact."""
@@ -203,7 +203,7 @@ def test_missing_foreign_and_cut_files_are_errors(tmp_path: Path, trace: Trace, 
             read(tmp_path / "x")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_a_changed_byte_is_an_error_or_harmless(where: float, change: int) -> None:
     """Checksums: a changed byte is found, or it is one that does not matter."""
@@ -222,7 +222,7 @@ def test_a_changed_byte_is_an_error_or_harmless(where: float, change: int) -> No
             assert_equal(trace, found)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_a_changed_byte_of_an_arrow_file_is_an_error_or_harmless(where: float, change: int) -> None:
     """The mapped file is checked as well, so a damaged copy is never replayed."""

@@ -74,7 +74,7 @@ CALLS: dict[str, Callable[[Trace], Trace]] = {
 
 @pytest.mark.parametrize("name", sorted(CALLS))
 @given(trace=chains())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_step_is_pure_deterministic_and_recorded(name: str, trace: Trace) -> None:
     """Same input, same output; the input is untouched; the step's name and arguments are in the meta; ids are dense."""
     before = [getattr(trace, column).copy() for column in COLUMNS]
@@ -91,7 +91,7 @@ def test_every_step_is_pure_deterministic_and_recorded(name: str, trace: Trace) 
 
 
 @given(trace=chains(), n=st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_groups_and_segments_conserve_tokens_and_prefix_sharing(trace: Trace, n: int) -> None:
     """Coarser units hold the same tokens per request, and two requests share as many leading full groups as before."""
     grouped, segments = tf.group_blocks(trace, n), tf.to_segments(trace)
@@ -118,7 +118,7 @@ def shared(one: list[int], other: list[int]) -> int:
 
 
 @given(trace=chains())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_segments_are_maximal_and_occur_together(trace: Trace) -> None:
     """Distinct segments hold distinct blocks once each, and grouping again finds nothing more to merge."""
     segments = tf.to_segments(trace)
@@ -128,7 +128,7 @@ def test_segments_are_maximal_and_occur_together(trace: Trace) -> None:
 
 
 @given(trace=chains(), width=st.integers(1, 100))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_jitter_moves_each_request_by_less_than_the_width(trace: Trace, width: int) -> None:
     """Every request (told by its output tokens) stays within [0, width) after its time; nothing else changes."""
     moved = tf.jitter(trace, width, 3)
@@ -139,7 +139,7 @@ def test_jitter_moves_each_request_by_less_than_the_width(trace: Trace, width: i
 
 
 @given(trace=chains(), share=st.floats(0.1, 0.9), seed=st.integers(0, 50))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_samples_are_nested_and_keep_families_whole(trace: Trace, share: float, seed: int) -> None:
     """What a share keeps a larger one keeps too; requests of one session stay or go together."""
     kept = [set(output_of_sample(trace, part, seed)) for part in (share, share + 0.1)]
@@ -158,7 +158,7 @@ def output_of_sample(trace: Trace, share: float, seed: int) -> list[int]:
 
 
 @given(trace=chains(), tokens=st.integers(1, 100))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_window_rules_agree_on_what_is_too_long(trace: Trace, tokens: int) -> None:
     """Clipped prompts and their blocks fit the window, filtered ones are gone, and shorter ones are untouched."""
     clipped = tf.limit_window(trace, tokens, "clip")
@@ -176,7 +176,7 @@ def test_the_window_rules_agree_on_what_is_too_long(trace: Trace, tokens: int) -
 
 
 @given(trace=chains(), factor=st.sampled_from([0.05, 0.1, 1 / 3, 0.7, 2, 3, 10, 1e-6]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_scaled_arrivals_keep_their_order_and_their_blocks(trace: Trace, factor: float) -> None:
     """Only arrival times change, by at most half a nanosecond from the exact quotient."""
     scaled = tf.scale_rate(trace, factor)
