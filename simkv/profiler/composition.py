@@ -31,6 +31,7 @@ from simkv.profiler.attention import masked_to
 from simkv.profiler.composition_plan import RECOMPUTED, prompts, stores
 from simkv.profiler.composition_report import Row, summary
 from simkv.profiler.compressors.base import DecodedCache, KVCache, PrefillContext
+from simkv.profiler.model_calls import cache_argument
 from simkv.profiler.models import CachedModel
 from simkv.profiler.provenance import facts_of_machine
 from simkv.profiler.small.settings import LENGTH, load_cached, weights_hash
@@ -108,8 +109,8 @@ def recomputed(model: CachedModel, before: DecodedCache, tokens: Sequence[int]) 
         model.model.model(
             input_ids=torch.tensor([list(tokens)]),
             position_ids=torch.arange(start, start + count)[None],
-            past_key_values=past,
             use_cache=True,
+            **cache_argument(model.model.model, past),
         )
     half = before.keys[0].dtype
     new = [(layer.keys[0, :, -count:].to(half), layer.values[0, :, -count:].to(half)) for layer in past.layers]

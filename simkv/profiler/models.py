@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from simkv.errors import SimkvError
 from simkv.profiler.attention import IMPLEMENTATION, Capture, capturing, masked_to
 from simkv.profiler.compressors.base import DecodedCache, KVCache, PrefillContext
+from simkv.profiler.model_calls import cache_argument
 
 __all__ = ["CachedModel", "load_model", "load_tokenizer"]
 
@@ -71,7 +72,7 @@ class CachedModel:
         cache: Any = DynamicCache()
         capture = Capture(window, "attention" in needs)
         with capturing(capture):
-            self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            self.model.model(input_ids=ids, use_cache=True, **cache_argument(self.model.model, cache))
         half = torch.bfloat16 if self.model.dtype == torch.bfloat16 else torch.float16
         kv = KVCache(
             [layer.keys[0].to(half) for layer in cache.layers], [layer.values[0].to(half) for layer in cache.layers]
@@ -144,9 +145,9 @@ class CachedModel:
             out: Tensor = self.model(
                 input_ids=ids,
                 position_ids=positions[None].to(self.device),
-                past_key_values=past,
                 use_cache=True,
                 logits_to_keep=torch.tensor(keep, device=self.device),
+                **cache_argument(self.model, past),
             ).logits
         return out[0]
 

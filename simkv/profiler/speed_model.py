@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from simkv.profiler.attention import IMPLEMENTATION, continuing
+from simkv.profiler.model_calls import cache_argument
 from simkv.profiler.random_caches import CacheShape
 
 __all__ = ["SpeedModel"]
@@ -20,6 +21,8 @@ __all__ = ["SpeedModel"]
 
 class _Room(DynamicLayer):
     """A layer's cache whose last places are for the new tokens, written anew by every call."""
+
+    dtype: torch.dtype
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         assert self.keys is not None
@@ -76,11 +79,13 @@ class SpeedModel:
             layer.dtype, layer.device, layer.is_initialized = dtype, device, True
             cache.layers.append(layer)
 
+        given = cache_argument(self._model, cache)
+
         @torch.inference_mode()
         def call() -> Any:
             with continuing():
                 return self._model(
-                    input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                    input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **given
                 ).logits
 
         return call

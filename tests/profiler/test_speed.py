@@ -20,6 +20,7 @@ from simkv.profiler.attention import continuing
 from simkv.profiler.compressors import COMPRESSORS, make_compressor
 from simkv.profiler.compressors.base import PrefillContext, staged
 from simkv.profiler.link import host_link_of
+from simkv.profiler.model_calls import cache_argument
 from simkv.profiler.random_caches import CacheShape, random_cache
 from simkv.profiler.rows import SpeedRow
 from simkv.profiler.small.settings import load_cached
@@ -108,10 +109,10 @@ def test_continuing_equals_a_whole_prefill() -> None:
     cache: Any = DynamicCache()
     with torch.inference_mode():
         whole = model(input_ids=tokens).logits[0, -1]
-        model(input_ids=tokens[:, :40], past_key_values=cache, use_cache=True)
+        model(input_ids=tokens[:, :40], use_cache=True, **cache_argument(model, cache))
         with continuing():
             places = torch.arange(40, 60)[None]
-            part = model(input_ids=tokens[:, 40:], position_ids=places, past_key_values=cache, use_cache=True)
+            part = model(input_ids=tokens[:, 40:], position_ids=places, use_cache=True, **cache_argument(model, cache))
     torch.testing.assert_close(whole, part.logits[0, -1], atol=1e-4, rtol=1e-4)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
+from simkv.profiler.model_calls import cache_argument
 from simkv.profiler.tasks import TASKS, Context, Question
 from simkv.profiler.tasks.base import END, finish
 
@@ -53,7 +54,7 @@ def held_out(model: LlamaForCausalLM, length: int, contexts: int, questions: int
 def answers_of(model: LlamaForCausalLM, context: Context) -> list[list[int]]:
     """Greedy answers to a context's questions, in their order, each cut after END or at the longest answer's length."""
     prefix = DynamicCache(config=model.config)
-    model(torch.from_numpy(context.tokens)[None].to(model.device), past_key_values=prefix, logits_to_keep=1)
+    model(torch.from_numpy(context.tokens)[None].to(model.device), logits_to_keep=1, **cache_argument(model, prefix))
     order = sorted(range(len(context.questions)), key=lambda i: len(context.questions[i].query))
     outputs: dict[int, list[int]] = {}
     for _, group in groupby(order, key=lambda i: len(context.questions[i].query)):
@@ -72,7 +73,7 @@ def _decode(model: LlamaForCausalLM, prefix: DynamicCache, questions: list[Quest
     tokens = torch.tensor([question.query for question in questions], device=model.device)
     steps = []
     for _ in range(max(len(question.answer) for question in questions)):
-        tokens = model(tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        tokens = model(tokens, logits_to_keep=1, **cache_argument(model, cache)).logits[:, -1:].argmax(-1)
         steps.append(tokens)
     lines = torch.cat(steps, dim=1).tolist()
     return [line[: line.index(END) + 1] if END in line else line for line in lines]

@@ -25,6 +25,7 @@ from simkv.errors import unknown_name
 from simkv.profiler.compressors.adapters import one_line
 from simkv.profiler.compressors.base import CompressorError, KVCache, PrefillContext
 from simkv.profiler.compressors.dropping import Dropper, kept_tokens
+from simkv.profiler.model_calls import given_cache
 from simkv.profiler.models import CachedModel
 
 __all__ = ["KvpressDropper"]
@@ -55,7 +56,7 @@ class _Prefill:
             layer.self_attn.register_forward_hook(self._record, with_kwargs=True)
 
     def _record(self, module: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-        layer = given["past_key_values"].layers[module.layer_idx]
+        layer = given_cache(given).layers[module.layer_idx]
         if layer.keys.shape[2] == given["hidden_states"].shape[1]:  # not an answer, which continues a cache
             self.layers[module.layer_idx] = _Layer(module, dict(given), layer.keys, layer.values)
 
