@@ -120,6 +120,8 @@ def resolved(config: RunConfig) -> dict[str, Any]:
         del engine["concurrency"]
     if config.engine.quality_view == "mean":
         del engine["quality_queries"]
+    if config.engine.decode != "chunked":
+        del engine["chunk_tokens"]
     if not config.tiers:
         del table["tiers"]
     policy.update(policy.pop("params"))

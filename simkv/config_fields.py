@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
 from simkv.config_errors import KeyProblem, shown
 from simkv.errors import ConfigError, SimkvError, unknown_name
 from simkv.models import MODELS
-from simkv.units import NS_PER_S, parse_bytes, parse_duration_ns, parse_rate
+from simkv.units import NS_PER_S, parse_bytes, parse_duration_ns, parse_duration_ps, parse_rate
 
 __all__ = [
     "INT64_MAX",
@@ -28,6 +28,7 @@ __all__ = [
     "ModelName",
     "Param",
     "Params",
+    "Picoseconds",
     "Scalar",
     "TaskMixture",
     "Text",
@@ -134,6 +135,9 @@ Bytes: TypeAlias = Annotated[int, BeforeValidator(_guarded(parse_bytes))]
 BytesPerSecond: TypeAlias = Annotated[int, BeforeValidator(_guarded(parse_rate))]
 Capacity: TypeAlias = Annotated[int | None, BeforeValidator(_guarded(_capacity)), PlainSerializer(_capacity_text)]
 Duration: TypeAlias = Annotated[int, BeforeValidator(_guarded(parse_duration_ns)), PlainSerializer(_seconds)]
+Picoseconds: TypeAlias = Annotated[
+    int, BeforeValidator(_guarded(parse_duration_ps)), PlainSerializer(lambda ps: f"{ps} ps")
+]
 WarmupValue: TypeAlias = Annotated[Warmup, PlainValidator(_guarded(_warmup)), PlainSerializer(_warmup_text)]
 TaskMixture: TypeAlias = Annotated[str | dict[str, float] | None, PlainValidator(_guarded(_mixture))]
 ModelName: TypeAlias = Annotated[Text | None, BeforeValidator(_guarded(_model))]

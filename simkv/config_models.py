@@ -22,6 +22,7 @@ from simkv.config_fields import (
     ModelName,
     Param,
     Params,
+    Picoseconds,
     TaskMixture,
     Text,
     Warmup,
@@ -65,7 +66,9 @@ class _Section(BaseModel):
 
     def _refuse_without(self, keys: set[str], needed: str) -> None:
         for key in sorted(keys & self.model_fields_set):
-            raise KeyProblem(key, f"has no effect without {needed}; remove it")
+            if getattr(self, key) is not None:
+                name = type(self).model_fields[key].alias or key
+                raise KeyProblem(name, f"has no effect without {needed}; remove it")
 
 
 class TraceConfig(_Section):
@@ -172,7 +175,10 @@ class TierConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """How requests are served and what is measured.  ``concurrency`` counts in closed loops only."""
+    """How requests are served and what is measured.  ``concurrency`` counts in closed loops only.
+
+    With ``decode``, output tokens are generated; without step times of its own a run takes those of its profile.
+    """
 
     arrivals: Literal["open", "closed"] = "open"
     concurrency: Count = 1
@@ -186,6 +192,14 @@ class EngineConfig(_Section):
     warmup: WarmupValue = Warmup()
     quality_view: Literal["mean", "sampled"] = "mean"
     quality_queries: Count = 50
+    decode: Literal["none", "prefill_first", "chunked"] = "none"
+    max_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    chunk_tokens: Count = 512
+    step_base_ps: Annotated[Picoseconds, Field(gt=0)] | None = Field(default=None, alias="step_base")
+    step_per_sequence_ps: Picoseconds | None = Field(default=None, alias="step_per_sequence")
+    step_per_token_ps: Picoseconds | None = Field(default=None, alias="step_per_token")
+    slo_ttft_ns: Duration | None = Field(default=None, alias="slo_ttft")
+    slo_tpot_ns: Duration | None = Field(default=None, alias="slo_tpot")
     check: bool = False
 
     @model_validator(mode="after")
@@ -196,7 +210,19 @@ class EngineConfig(_Section):
             self._refuse_without({"quality_queries"}, "quality_view = 'sampled'")
         if self.loading == "gpu" and self.overlap != "none":
             raise KeyProblem("overlap", "needs loading = 'channel': a GPU that loads cannot compute beside it")
+        self._check_decode()
         return self
+
+    def _check_decode(self) -> None:
+        steps = {"step_base_ps", "step_per_sequence_ps", "step_per_token_ps"}
+        if self.decode == "none":
+            self._refuse_without({"max_batch", *steps, "slo_tpot_ns"}, "decode")
+        if self.decode != "chunked":
+            self._refuse_without({"chunk_tokens"}, "decode = 'chunked'")
+        if self.step_base_ps is None:
+            self._refuse_without(steps, "step_base")
+        if self.decode != "none" and self.overlap != "none":
+            raise KeyProblem("decode", "needs overlap = 'none': a batch cannot stall for the layers of one request")
 
 
 class PolicyConfig(_Section):

@@ -16,6 +16,7 @@ __all__ = [
     "format_duration",
     "parse_bytes",
     "parse_duration_ns",
+    "parse_duration_ps",
     "parse_rate",
     "seconds_to_ns",
 ]
@@ -36,6 +37,7 @@ _DURATIONS_NS = {
     "h": 3600 * NS_PER_S,
     "d": 86_400 * NS_PER_S,
 }
+_DURATIONS_PS = {"ps": 1, **{unit: 1000 * length for unit, length in _DURATIONS_NS.items()}}
 _NUMBER = re.compile(r"\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]{1,3})?)\s*([A-Za-z/]*)\s*")
 _INT64_MAX = 2**63 - 1
 
@@ -82,11 +84,20 @@ def parse_rate(value: str | int | float) -> int:
 
 def parse_duration_ns(value: str | int | float) -> int:
     """Nanoseconds from "40 ms", "2 h" or a plain number of *seconds*."""
+    return _duration(value, _DURATIONS_NS)
+
+
+def parse_duration_ps(value: str | int | float) -> int:
+    """Picoseconds from "43 ns", "150 ps" or a plain number of *seconds*, for what is added up many times."""
+    return _duration(value, _DURATIONS_PS)
+
+
+def _duration(value: str | int | float, units: dict[str, int]) -> int:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ConfigError(f"{value!r} is not a duration; write it like '40 ms'")
-        return _scaled(f"{Decimal(str(value)):f} s" if value >= 0 else "-1", _DURATIONS_NS, "a duration", "40 ms")
-    return _scaled(value, _DURATIONS_NS, "a duration", "40 ms")
+        return _scaled(f"{Decimal(str(value)):f} s" if value >= 0 else "-1", units, "a duration", "40 ms")
+    return _scaled(value, units, "a duration", "40 ms")
 
 
 def seconds_to_ns(seconds: float) -> int:

@@ -30,6 +30,7 @@ BASE: dict[str, Any] = {
 }
 ADAPT = {"policy": {"name": "adaptcache", "alpha": 1.0}}
 CLOSED = {"engine.arrivals": "closed"}
+DECODE = {"engine.decode": "prefill_first", "engine.step_base": "10 ms"}
 
 # key -> (new value, other keys that both sides need first)
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -76,6 +77,14 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "engine.warmup": ("20 %", {}),
     "engine.quality_view": ("sampled", ADAPT),
     "engine.quality_queries": (1, {**ADAPT, "engine.quality_view": "sampled"}),
+    "engine.decode": ("chunked", DECODE),
+    "engine.max_batch": (2, DECODE),
+    "engine.chunk_tokens": (64, {**DECODE, "engine.decode": "chunked"}),
+    "engine.step_base": ("11 ms", DECODE),
+    "engine.step_per_sequence": ("1 ms", DECODE),
+    "engine.step_per_token": ("700 ps", DECODE),
+    "engine.slo_ttft": ("100 ms", {"engine.slo_ttft": "1 s"}),
+    "engine.slo_tpot": ("10 ms", {**DECODE, "engine.slo_tpot": "20 ms"}),
 }
 # Text for people, a check that must change nothing, what CHANGES sets by other means, and file input (readers' tests).
 EXEMPT = {

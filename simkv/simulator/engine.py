@@ -1,25 +1,27 @@
 """The SimPy engine: the readable reference of what a run means (SPECIFICATION.md), for any policy.
 
 A request is a chain of events: arrive (look up, plan, pin) -> load (one transfer per tier and variant, then the
-host link) -> compute (FIFO) -> first token (offer blocks to the policy, start background transfers).  The engine
-moves the clock and nothing else: durations come from ``costs.py``, waiting from ``tiers.py`` and ``compute.py``,
-rules from ``store.py``, prices of moves from ``transfers.py``.
+host link) -> compute (FIFO) -> first token (offer blocks to the policy, start background transfers) -> last token,
+where decoding is modelled.  The engine moves the clock and nothing else: durations come from ``costs.py`` and
+``step_times.py``, waiting from ``tiers.py``, ``compute.py`` and ``batching.py``, rules from ``store.py``, prices of
+moves from ``transfers.py``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from simpy import Environment
 
 from simkv.profiles import TierSpec
+from simkv.simulator.batching import BatchingServers
 from simkv.simulator.chains import next_uses, parents
-from simkv.simulator.compute import ComputeServers
+from simkv.simulator.compute import Compute, ComputeServers, Job
 from simkv.simulator.costs import CostTables
 from simkv.simulator.entries import Entry, Placement
-from simkv.simulator.events import ARRIVE, FIRST_TOKEN, LINK, READ, READY, REBALANCE, At
+from simkv.simulator.events import ARRIVE, LINK, READ, READY, REBALANCE, At
 from simkv.simulator.metrics import Recorder
 from simkv.simulator.planning import plan_reuse
 from simkv.simulator.policies.base import Policy
+from simkv.simulator.settings import DecodeSettings, EngineSettings
 from simkv.simulator.store import Store
 from simkv.simulator.tiers import Channel, FifoChannel, make_channel
 from simkv.simulator.transfers import Mover
@@ -29,33 +31,6 @@ from simkv.units import seconds_to_ns
 __all__ = ["Engine", "EngineSettings"]
 
 _PPB = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How requests are sent and served; the defaults are an open loop on one GPU.
-
-    Attributes:
-        arrivals: "open" (arrival times count) or "closed" (``concurrency`` requests in flight, times give order).
-        concurrency: requests in flight in a closed loop.
-        gpus: compute servers.
-        reuse: "always" load the stored prefix, or "when_faster" than recomputing.
-        loading: "channel" (loads run beside compute) or "gpu" (the compute server carries all but their fixed part).
-        overlap: "none", or "layerwise" (load of layer l + 1 beside compute of layer l).
-        pristine: keep a raw copy of every stored block on the last tier.
-        touch: "reverse" or "forward", order in which a request's blocks are offered to the policy.
-        record_moves: keep one row per move.
-    """
-
-    arrivals: str = "open"
-    concurrency: int = 1
-    gpus: int = 1
-    reuse: str = "always"
-    loading: str = "channel"
-    overlap: str = "none"
-    pristine: bool = False
-    touch: str = "reverse"
-    record_moves: bool = True
 
 
 class Request:
@@ -94,6 +69,7 @@ class Engine:
         policy: decides; ``start`` is called here.
         settings: see EngineSettings.
         host_link: channel between host memory and the GPU, None for none.
+        decode: how output tokens are generated, None ends a request at its first token.
         after_event: called after each event with the engine (invariant checks in tests); None for none.
         progress: called with (finished, total) now and then.
     """
@@ -106,6 +82,7 @@ class Engine:
         settings: EngineSettings,
         *,
         host_link: TierSpec | None = None,
+        decode: DecodeSettings | None = None,
         after_event: Callable[["Engine"], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -119,7 +96,8 @@ class Engine:
         self.readers = [make_channel(self.env, tier) for tier in costs.tiers]
         self.writers: list[Channel] = [FifoChannel(self.env, tier.channels) for tier in costs.tiers]
         self.link = make_channel(self.env, host_link) if host_link is not None else None
-        self.gpus = ComputeServers(settings.gpus)
+        self.decode = decode
+        self.gpus = self._servers(settings.gpus)
         usable = len(costs.tiers) - settings.pristine
         self.store = Store(costs, policy, usable, settings.touch == "reverse")
         self.store.view.link_chains(parents(trace))
@@ -129,15 +107,22 @@ class Engine:
         )
         self.mover = Mover(costs, self.readers, self.writers, link, settings.pristine, settings.record_moves)
         self.recorder = Recorder(len(trace), len(costs.tiers))
-        self.finished = 0
+        self.finished = 0  # first tokens
+        self.under_way = len(trace)  # requests whose last token has not come
         self.profiling_ns = 0
         self._profiles = type(policy).idle_work_s is not Policy.idle_work_s
         self._layers = costs.layers if settings.overlap == "layerwise" else 1
         self._arrivals = trace.arrival_ns.tolist()
         self._inputs = trace.input_tokens.tolist()
+        self._outputs = [1] * len(trace) if decode is None else trace.output_tokens.tolist()
         self._offsets = trace.block_offsets.tolist()
         self._next_use = next_uses(trace, self.store.view.never) if policy.needs_future else None
         self._next = 0
+
+    def _servers(self, count: int) -> Compute:
+        if self.decode is None:
+            return ComputeServers(self.env, count)
+        return BatchingServers(self.env, count, self.decode, self.costs.prefill_ns, self._last_token)
 
     @property
     def now_ns(self) -> int:
@@ -159,10 +144,10 @@ class Engine:
         step = self.env.step
         queue_left = self.env.peek
         if self.after_event is None:
-            while self.finished < total:
+            while self.under_way:
                 step()
         else:
-            while queue_left() != float("inf") and self.finished < total:
+            while queue_left() != float("inf") and self.under_way:
                 step()
                 self.after_event(self)
         self._sample(self.now_ns)
@@ -298,19 +283,21 @@ class Engine:
     # ------------------------------------------------------------------ compute and store
 
     def _compute(self, request: Request, now: int) -> None:
-        """Decompress and prefill on the GPU that is free first."""
-        total = self._inputs[request.id]
+        """Decompress and prefill on a GPU; ``now`` is when the request is loaded."""
+        ident, total = request.id, self._inputs[request.id]
         work = request.decode_ns + self.costs.prefill_ns(request.hit_tokens, total)
         layers = self._layers
         first = request.begin_ns - (request.begin_ns - now) // layers if request.loaded else now
-        start, finish = self.gpus.start(first, work, now, -(-work // layers))
-        queue = start - first
-        load = finish - request.arrival_ns - queue - work
-        At(self.env, finish, FIRST_TOKEN, request.id, 0, lambda end: self._first_token(request, load, queue, work, end))
+
+        def done(queue: int, end: int) -> None:
+            self._first_token(request, end - request.arrival_ns - queue - work, queue, work, end)
+
+        tail = -(-work // layers)
+        job = Job(ident, first, work, tail, request.decode_ns, request.hit_tokens, total, self._outputs[ident], done)
+        self.gpus.submit(now, job)
 
     def _first_token(self, request: Request, load: int, queue: int, work: int, now: int) -> None:
-        total = self._inputs[request.id]
-        self.recorder.request(request, total, load, queue, work)
+        self.recorder.request(request, self._inputs[request.id], load, queue, work)
         blocks = request.blocks
         next_use = None
         if self._next_use is not None:
@@ -325,10 +312,20 @@ class Engine:
             self._sample(now)
             if self.progress is not None:
                 self.progress(self.finished, len(self.trace))
-        if self.settings.arrivals == "closed" and self._next < len(self.trace):
-            self._send(now)
+        if self._outputs[request.id] <= 1:
+            self._leave(now)
         if self._profiles:
             self._use_idle_gpu(request.id, now)
+
+    def _last_token(self, ident: int, now: int) -> None:
+        self.recorder.last_token_ns[ident] = now
+        self._leave(now)
+
+    def _leave(self, now: int) -> None:
+        """A request is done; in a closed loop the next one is sent."""
+        self.under_way -= 1
+        if self.settings.arrivals == "closed" and self._next < len(self.trace):
+            self._send(now)
 
     def _use_idle_gpu(self, request: int, now: int) -> None:
         """Let the policy profile on a compute server that nobody waits for; what it learnt then moves entries."""
@@ -337,8 +334,7 @@ class Engine:
         if work_s > 0:
             work = seconds_to_ns(work_s)
             self.profiling_ns += work
-            _, finish = self.gpus.start(now, work, now, work)
-            At(self.env, finish, REBALANCE, request, 1, self._rearrange)
+            At(self.env, self.gpus.hold(now, work), REBALANCE, request, 1, self._rearrange)
 
     def _sample(self, now: int) -> None:
         """Occupancy now; pristine copies count on their tier."""

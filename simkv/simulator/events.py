@@ -9,10 +9,10 @@ from collections.abc import Callable
 from simpy import Environment
 from simpy.events import Event
 
-__all__ = ["ARRIVE", "FIRST_TOKEN", "LINK", "READ", "READY", "REBALANCE", "TRANSFER", "At"]
+__all__ = ["ARRIVE", "COMPUTE", "FIRST_TOKEN", "LINK", "READ", "READY", "REBALANCE", "TRANSFER", "At"]
 
 # At one instant, what ends comes before what begins.
-TRANSFER, LINK, READ, READY, FIRST_TOKEN, ARRIVE, REBALANCE = range(7)
+TRANSFER, LINK, READ, READY, COMPUTE, FIRST_TOKEN, ARRIVE, REBALANCE = range(8)
 _REQUEST_BITS = 40
 _PART_BITS = 16
 

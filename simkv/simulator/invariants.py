@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from simkv.simulator.batching import BatchingServers
+
 if TYPE_CHECKING:
     from simkv.simulator.engine import Engine
 
@@ -19,7 +21,7 @@ class InvariantError(AssertionError):
 
 
 def check_engine(engine: Engine) -> None:
-    """Check invariants 1, 2, 3 and 5 in the present state; O(stored entries)."""
+    """Check invariants 1, 2, 3, 5 and 8 in the present state; O(stored entries)."""
     now = engine.now_ns
     store = engine.store
     used = [0] * len(store.used)
@@ -49,6 +51,7 @@ def check_engine(engine: Engine) -> None:
         _require(min(load, queue, work) >= 0, 3, now, f"request {ident}: load {load}, queue {queue}, compute {work}")
         _require(arrival + load + queue + work <= now, 3, now, f"request {ident} finished in the future")
     _check_conservation(engine, now)
+    _check_batches(engine, now)
 
 
 def _check_conservation(engine: Engine, now: int) -> None:
@@ -78,6 +81,21 @@ def _check_conservation(engine: Engine, now: int) -> None:
         _require(from_tier >= 0 or to_tier >= 0 or kind == 5, 5, now, f"block {block} moved from nowhere to nowhere")
     flow[0] = position
     _require(balance == engine.store.used, 5, now, f"moves leave {balance} bytes, ledgers say {engine.store.used}")
+
+
+def _check_batches(engine: Engine, now: int) -> None:
+    """Invariant 8: batches within their limit, caches that hold what was prefilled and generated."""
+    servers = engine.gpus
+    if not isinstance(servers, BatchingServers):
+        return
+    for gpu in servers.gpus:
+        sequences = len(gpu.batch) + (gpu.job is not None)
+        _require(sequences <= servers.decode.max_batch, 8, now, f"GPU {gpu.index}: {sequences} sequences")
+        cached = sum(tokens - (last - gpu.steps) for last, _, tokens in gpu.batch)
+        _require(cached == gpu.cached, 8, now, f"GPU {gpu.index}: {cached} tokens in caches, ledger {gpu.cached}")
+        _require(gpu.running or (gpu.job is None and not gpu.batch), 8, now, f"GPU {gpu.index} stands still")
+    able = any(g.job is None and not g.held and len(g.batch) < servers.decode.max_batch for g in servers.gpus)
+    _require(not (able and servers.waiting), 8, now, "a request waits beside a GPU that could take it")
 
 
 def _require(holds: bool, number: int, now: int, text: str) -> None:

@@ -42,6 +42,7 @@ class Recorder:
     def __init__(self, requests: int, tiers: int) -> None:
         self.rows: list[tuple[int, ...]] = []
         self.samples: list[tuple[int, ...]] = []
+        self.last_token_ns: dict[int, int] = {}  # of requests of two tokens or more, where decoding is modelled
         self._tiers = tiers
         self._stride = max(1, -(-requests // (_OCCUPANCY_SAMPLES - 1)))  # the last sample is at the end
 
@@ -172,6 +173,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
         "load_s": table[:, 2] / 1e9,
         "queue_s": table[:, 3] / 1e9,
         "compute_s": table[:, 4] / 1e9,
+        **_token_times(engine, table),
         "input_tokens": trace.input_tokens,
         "output_tokens": trace.output_tokens,
         "blocks": np.diff(trace.block_offsets),
@@ -188,6 +190,19 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
         "task": tasks[trace.task],
     }
     return pd.DataFrame(frame)
+
+
+def _token_times(engine: Engine, table: np.ndarray) -> dict[str, np.ndarray]:
+    """Where decoding is modelled: seconds to the last token, and per token after the first (NaN if there is none)."""
+    if engine.decode is None:
+        return {}
+    ttft = table[:, 2:5].sum(axis=1)
+    first = table[:, 1] + ttft
+    ends = engine.recorder.last_token_ns
+    last = np.array([ends.get(row, end) for row, end in enumerate(first.tolist())], dtype=np.int64)
+    tokens = engine.trace.output_tokens.astype(np.int64)
+    each = np.where(tokens > 1, (last - first) / np.maximum(tokens - 1, 1) / 1e9, np.nan)
+    return {"tpot_s": each, "e2e_s": (last - table[:, 1]) / 1e9}
 
 
 def revisits(block_ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:

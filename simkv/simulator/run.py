@@ -16,10 +16,12 @@ from simkv.models import find_model
 from simkv.preparation import prepare_trace, sub_seed
 from simkv.profiles import Profile, TierSpec, compose, load_profile
 from simkv.simulator.costs import UNLIMITED, CostTables, build_costs
-from simkv.simulator.engine import Engine, EngineSettings
+from simkv.simulator.engine import Engine
 from simkv.simulator.invariants import check_engine
 from simkv.simulator.metrics import Result, moves_frame, occupancy_frame, requests_frame
+from simkv.simulator.options import decode_settings, engine_settings
 from simkv.simulator.policies import Policy, make_policy
+from simkv.simulator.service import Slo, decode_facts, service
 from simkv.simulator.summary import measured_rows, summarize
 from simkv.simulator.transfers import KINDS
 from simkv.traces.trace import Trace
@@ -27,7 +29,7 @@ from simkv.traces.transform import assign_tasks
 from simkv.units import NS_PER_S, format_bytes, parse_bytes
 from simkv.version import simkv_version
 
-__all__ = ["choose_tiers", "engine_settings", "hardware", "prepare_profile", "run_config", "simulate", "tables"]
+__all__ = ["choose_tiers", "hardware", "prepare_profile", "run_config", "simulate", "tables"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,6 +171,7 @@ def _execute(
         policy,
         engine_settings(config),
         host_link=host_link,
+        decode=decode_settings(config, profile, costs),
         after_event=check_engine if config.check else None,
         progress=progress,
     )
@@ -201,20 +204,6 @@ def tables(
     )
     _check_tiers(costs, config.pristine)
     return costs
-
-
-def engine_settings(config: EngineConfig) -> EngineSettings:
-    """The part of ``[engine]`` that the engine itself needs."""
-    return EngineSettings(
-        arrivals=config.arrivals,
-        concurrency=config.concurrency,
-        gpus=config.gpus,
-        reuse=config.reuse,
-        loading=config.loading,
-        overlap=config.overlap,
-        pristine=config.pristine,
-        touch=config.touch,
-    )
 
 
 def _check_trace(trace: Trace, policy: Policy) -> None:
@@ -282,6 +271,7 @@ def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -
         "params": params,
         "seed": seed,
         **summarize(engine, requests, seed),
+        **service(engine, requests, Slo(config.slo_ttft_ns, config.slo_tpot_ns), seed),
         "engine": "simpy",
         "unit": trace.meta.get("unit", "block"),
     }
@@ -303,6 +293,7 @@ def _meta(engine: Engine, profile: Profile, seed: int) -> dict[str, Any]:
         },
         "tiers": [vars(tier) for tier in tiers],
         "engine": vars(engine.settings),
+        **decode_facts(engine),
         "moves": dict(zip(KINDS, engine.mover.counts.kinds, strict=True)),
         "busy_s": {**{f"read_{name}": seconds for name, seconds in busy.items()}, "gpu": engine.gpus.busy_ns / 1e9},
         "profiling_s": engine.profiling_ns / 1e9,

@@ -18,6 +18,7 @@ from simkv.simulator.engine import Engine, EngineSettings
 from simkv.simulator.entries import Entry, Move, Placement
 from simkv.simulator.invariants import check_engine
 from simkv.simulator.policies import POLICIES, Policy, make_policy
+from simkv.simulator.settings import DecodeSettings
 from simkv.simulator.view import StoreView
 from simkv.traces.trace import Trace, build_trace
 
@@ -68,11 +69,13 @@ def make_trace(
     gap_us: int = 1_000_000,
     tokens: int | Sequence[int] = BLOCK,
     inputs: Sequence[int] | None = None,
+    outputs: Sequence[int] | None = None,
     task: str | None = "qa",
 ) -> Trace:
     """Requests for blocks (numbered by first appearance), a second apart unless said otherwise.
 
-    ``tokens`` may be one number, or one per distinct block; ``inputs`` are prompt lengths if not the blocks' sum.
+    ``tokens`` may be one number, or one per distinct block; ``inputs`` are prompt lengths if not the blocks' sum;
+    ``outputs`` are output tokens, 1 each unless given.
     """
     flat = np.array([block for blocks in requests for block in blocks], dtype=np.int64)
     sizes = np.full(int(flat.max(initial=0)) + 1, tokens) if isinstance(tokens, int) else np.array(tokens)
@@ -81,7 +84,7 @@ def make_trace(
     return build_trace(
         arrival_ns=arrivals.astype(np.int64) * US,
         input_tokens=np.array(lengths if inputs is None else inputs, dtype=np.int64),
-        output_tokens=np.ones(len(requests), dtype=np.int64),
+        output_tokens=np.array([1] * len(requests) if outputs is None else outputs, dtype=np.int64),
         block_counts=np.array([len(blocks) for blocks in requests], dtype=np.int64),
         block_keys=flat,
         occurrence_tokens=sizes[flat] if len(flat) else flat,
@@ -158,13 +161,15 @@ def make_engine(
     params: dict[str, Any] | None = None,
     seed: int = 0,
     check: Callable[[Engine], None] | None = check_engine,
+    decode: DecodeSettings | None = None,
     **settings: Any,
 ) -> Engine:
     """An engine over a trace (or lists of blocks), ready to run; invariants are checked after each event."""
     trace = trace if isinstance(trace, Trace) else make_trace(trace)
     costs = build_costs(trace, profile or make_profile(), tiers, host_link=link, seed=seed)
     chosen = make_policy(policy, params or {}) if isinstance(policy, str) else policy
-    return Engine(trace, costs, chosen, EngineSettings(**settings), host_link=link, after_event=check)
+    given = EngineSettings(**settings)
+    return Engine(trace, costs, chosen, given, host_link=link, decode=decode, after_event=check)
 
 
 def run(trace: Trace | Sequence[Sequence[int]], policy: Policy | str = "lru", **options: Any) -> Engine:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simpy import Environment
 
 from simkv.profiles import PrefillFit
 from simkv.simulator.compute import ComputeServers
@@ -138,7 +139,7 @@ def layer_by_layer(begin: int, loaded: int, work: int, layers: int, free: int) -
 def test_overlap_formula_is_the_flow_shop(begin: int, load: int, work: int, layers: int, free: int) -> None:
     """The closed form equals the explicit loop over layers, rounded up by at most 2 ns."""
     loaded = begin + load
-    server = ComputeServers(1)
+    server = ComputeServers(Environment(), 1)
     server.free_at = [free]
     _, finish = server.start(begin - (begin - loaded) // layers, work, loaded, -(-work // layers))
     exact = layer_by_layer(begin, loaded, work, layers, free)
