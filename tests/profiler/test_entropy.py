@@ -1,20 +1,33 @@
 """Entropy coders: round trips, sizes against the entropy, references in plain Python, and damaged bytes."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from simkv.profiler.compressors import ans
-from simkv.profiler.compressors.huffman import Codebook
+from simkv.profiler.compressors import ans, chunks
+from simkv.profiler.compressors.chunks import chunk_words
+from simkv.profiler.compressors.huffman import CHUNK_WORDS, Codebook
 from simkv.profiler.compressors.payload import PayloadError
 
 # streams with few levels, many levels, and everything between
 STREAMS = st.integers(0, 255).flatmap(
     lambda top: arrays.arrays(np.uint8, st.integers(0, 300), elements=st.integers(0, top))
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _uncompiled() -> Iterator[None]:
+    """A compiler takes too long for a test."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "compiled", lambda function: function)
+        yield
 
 
 def _gaussian(deviation: float, count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -32,8 +45,21 @@ def _bytes(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
-def _slowly_decoded(book: Codebook, data: bytes, count: int) -> list[int]:
-    """The stream as its docstring describes it, read bit by bit."""
+def _again(book: Codebook, symbols: NDArray[np.uint8]) -> list[int]:
+    """There and back."""
+    data, bits = book.encode(symbols)
+    return book.decode(_bytes(data), bits, len(symbols)).tolist()  # type: ignore[no-any-return]
+
+
+def _side_by_side(book: Codebook, data: NDArray[np.uint8], bits: NDArray[np.int16], count: int) -> list[int]:
+    """The symbols of the words that ``chunk_words`` finds."""
+    words = chunk_words(book, torch.from_numpy(data.copy()), torch.from_numpy(bits), count).tolist()
+    places = list(reversed(range(book.word)))
+    return [word // book.levels**place % book.levels for word in words for place in places][:count]
+
+
+def _slowly_decoded(book: Codebook, data: bytes, count: int) -> tuple[list[int], list[int]]:
+    """The stream as its docstring describes it, read bit by bit; and at which bit each chunk ends."""
     codes: dict[str, int] = {}
     code, before = 0, 0
     for length, word in sorted((int(n), word) for word, n in enumerate(book.lengths) if n):
@@ -41,48 +67,70 @@ def _slowly_decoded(book: Codebook, data: bytes, count: int) -> list[int]:
         codes[f"{code:0{length}b}"] = word
         code, before = code + 1, length
     symbols: list[int] = []
+    ends: list[int] = []
     seen = ""
-    for bit in "".join(f"{byte:08b}" for byte in data):
+    for place, bit in enumerate("".join(f"{byte:08b}" for byte in data), start=1):
         seen += bit
         if seen in codes and len(symbols) < count:
-            symbols += [codes[seen] // book.levels**place % book.levels for place in reversed(range(book.word))]
+            symbols += [codes[seen] // book.levels**power % book.levels for power in reversed(range(book.word))]
             seen = ""
-    return symbols[:count]
+            if len(symbols) % (book.word * CHUNK_WORDS) == 0 or len(symbols) >= count:
+                ends.append(place)
+    return symbols[:count], ends
 
 
 @given(STREAMS, st.booleans())
 def test_huffman_gives_back_every_stream(symbols: NDArray[np.uint8], unseen: bool) -> None:
     """Any bytes at all, with a codebook that went through its own bytes."""
     book = Codebook.from_bytes(Codebook.fitted(symbols, unseen=unseen).to_bytes())
-    assert symbols.tolist() == book.decode(_bytes(book.encode(symbols)), len(symbols)).tolist()
+    assert symbols.tolist() == _again(book, symbols)
 
 
 @pytest.mark.parametrize("deviation", [0.4, 1.0, 6.0])
 def test_huffman_streams_are_as_documented(deviation: float) -> None:
-    """A reader written from the docstring alone finds the same symbols, with words of several lengths."""
-    symbols = _gaussian(deviation, 5001)
+    """A reader written from the docstring alone finds the same symbols and ends of chunks, with words of any length."""
+    symbols = _gaussian(deviation, 30_001)
     book = Codebook.fitted(symbols)
-    assert symbols.tolist() == _slowly_decoded(book, book.encode(symbols), len(symbols))
+    data, bits = book.encode(symbols)
+    assert (symbols.tolist(), np.cumsum(bits.astype(int)).tolist()) == _slowly_decoded(book, data, len(symbols))
+
+
+@pytest.mark.parametrize("deviation", [0.4, 1.0, 6.0])
+def test_chunks_decode_side_by_side(deviation: float) -> None:
+    """The same symbols as one after the other: of one chunk, of whole chunks, and with one word or symbol more."""
+    noise = _gaussian(deviation, 30_001)
+    word = Codebook.fitted(noise).word
+    chunk = CHUNK_WORDS * word
+    for count in (1, 33 * word, chunk, chunk + 1, 2 * chunk + word):
+        symbols = noise[:count]
+        book = Codebook.fitted(noise, unseen=True)
+        data, bits = book.encode(symbols)
+        assert -(-count // chunk) == len(bits)
+        assert symbols.tolist() == _side_by_side(book, _bytes(data), bits, count)
 
 
 @pytest.mark.parametrize("deviation", [0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 10.0, 25.0])
 def test_huffman_stays_within_two_percent_of_the_entropy(deviation: float) -> None:
-    """From one to seven bits per symbol; the table is extra and below 1 % of 200,000 symbols' stream."""
+    """From one to seven bits per symbol; the table and the chunks are extra, below 1 and .4 % of 200,000 symbols'."""
     symbols = _gaussian(deviation, 200_000)
     book = Codebook.fitted(symbols)
-    stream = len(book.encode(symbols))
-    assert stream <= 1.02 * _entropy_bytes(symbols)
-    assert len(book.to_bytes()) <= 0.01 * stream
+    data, bits = book.encode(symbols)
+    assert len(data) <= 1.02 * _entropy_bytes(symbols)
+    assert len(book.to_bytes()) <= 0.01 * len(data)
+    assert bits.nbytes <= 0.004 * len(data)
 
 
 def test_one_symbol_takes_no_bits() -> None:
     """A constant stream is empty, whatever its length; a stream of any bytes is then refused."""
     symbols = np.full(1000, 7, np.uint8)
     book = Codebook.fitted(symbols)
-    assert b"" == book.encode(symbols)
-    assert symbols.tolist() == book.decode(_bytes(b""), 1000).tolist()
+    data, bits = book.encode(symbols)
+    assert (b"", 0) == (data, len(bits))
+    assert symbols.tolist() == book.decode(_bytes(b""), bits, 1000).tolist()
     with pytest.raises(PayloadError):
-        book.decode(_bytes(b"\0"), 1000)
+        book.decode(_bytes(b"\0"), bits, 1000)
+    with pytest.raises(PayloadError):
+        book.decode(_bytes(b""), np.zeros(1, np.int16), 1000)
 
 
 def test_long_codes_are_cut_to_fifteen_bits() -> None:
@@ -91,15 +139,15 @@ def test_long_codes_are_cut_to_fifteen_bits() -> None:
     book = Codebook.fitted(symbols, levels=100)  # too many for words of two
     assert 1 == book.word
     assert 13 <= int(book.lengths.max()) <= 15
-    assert len(book.encode(symbols)) <= 1.02 * _entropy_bytes(symbols)
-    assert symbols.tolist() == book.decode(_bytes(book.encode(symbols)), len(symbols)).tolist()
+    assert len(book.encode(symbols)[0]) <= 1.02 * _entropy_bytes(symbols)
+    assert symbols.tolist() == _again(book, symbols)
 
 
 def test_a_shared_codebook_knows_unseen_symbols() -> None:
     """Fitted to few symbols with a wider alphabet, it codes all of them; without ``unseen`` it refuses."""
     few, all_symbols = np.array([3, 3, 4], np.uint8), np.arange(12, dtype=np.uint8)
     book = Codebook.fitted(few, levels=12, unseen=True)
-    assert all_symbols.tolist() == book.decode(_bytes(book.encode(all_symbols)), 12).tolist()
+    assert all_symbols.tolist() == _again(book, all_symbols)
     with pytest.raises(ValueError, match="no code"):
         Codebook.fitted(few, levels=12).encode(all_symbols)
     with pytest.raises(ValueError, match="12 levels"):
@@ -136,7 +184,7 @@ def test_any_bytes_are_a_codebook_or_refused(data: bytes) -> None:
         return
     assert data == book.to_bytes()
     try:
-        symbols = book.decode(_bytes(data), 17)
+        symbols = book.decode(_bytes(data), np.array([8 * len(data)], np.int16), 17)
     except PayloadError:
         return
     assert 17 == len(symbols)
@@ -145,13 +193,30 @@ def test_any_bytes_are_a_codebook_or_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("deviation", [0.5, 3.0])
 def test_damaged_huffman_streams_are_refused(deviation: float) -> None:
-    """Cut, longer, and for another number of symbols."""
-    symbols = _gaussian(deviation, 1000)
+    """Cut, longer, for another number of symbols, and with chunks of other lengths; side by side alike."""
+    count = 20_000
+    symbols = _gaussian(deviation, count)
     book = Codebook.fitted(symbols)
-    data = book.encode(symbols)
-    for damaged, count in ((data[:-1], 1000), (data + b"\0", 1000), (data, 2000), (data, 900), (b"", 1000)):
+    data, bits = book.encode(symbols)
+    shifted, negative = bits.copy(), bits.copy()
+    shifted[:2] += np.array([1, -1], np.int16)
+    negative[0] = -1
+    for damaged, lengths, wanted in (
+        (data[:-1], bits, count),
+        (data + b"\0", bits, count),
+        (data[:-1] + bytes([data[-1] ^ 255]), bits, count),
+        (data, bits, count + 100),
+        (data, bits, count - 100),
+        (b"", bits, count),
+        (data, shifted, count),
+        (data, negative, count),
+        (data, bits[:-1], count),
+        (data, np.append(bits, np.int16(0)), count),
+    ):
         with pytest.raises(PayloadError):
-            book.decode(_bytes(damaged), count)
+            book.decode(_bytes(damaged), lengths, wanted)
+        with pytest.raises(PayloadError):
+            _side_by_side(book, _bytes(damaged), lengths, wanted)
 
 
 def _tables(symbols: NDArray[np.uint8], bins: int) -> NDArray[np.uint8]:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from simkv.profiler.compressors import kivi, make_compressor, turboquant
+from simkv.profiler.compressors import chunks, kivi, kvcomp, make_compressor, turboquant
 from simkv.profiler.compressors.base import Compressor, DecodedCache, KVCache, PrefillContext
 from simkv.profiler.compressors.bits import pack_bits
 from simkv.profiler.compressors.fused import codes_at
 from simkv.profiler.compressors.payload import PayloadError
 from simkv.profiler.random_caches import CacheShape, random_cache
 
-MODULES = (kivi, turboquant)
+MODULES = (kivi, kvcomp, turboquant)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,7 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return function
 
+    monkeypatch.setattr(chunks, "compiled", as_it_is)
     for module in MODULES:
         monkeypatch.setattr(module, "compiled", as_it_is)
         monkeypatch.setattr(module, "compiles", lambda device: True)
@@ -66,6 +67,27 @@ def test_fused_equals_reference(name: str, knob: str, tokens: int, dtype: torch.
                 torch.testing.assert_close(left, right, rtol=slack, atol=slack)
 
 
+@pytest.mark.parametrize(
+    ("knob", "dtype", "fitted"),
+    [("0.02", torch.float16, True), ("k0.4v0.8", torch.bfloat16, False), ("1", torch.float32, False)],
+)
+def test_fused_kvcomp_equals_the_reference_bit_for_bit(knob: str, dtype: torch.dtype, fitted: bool) -> None:
+    """With codebooks of the model and of the object, with and without coded blocks, and of constant caches."""
+    shape = CacheShape(2, 2, 4, 8)
+    cache, _ = random_cache(shape, 70, "cpu", dtype, 0)
+    constant = KVCache([torch.ones_like(key) for key in cache.keys], [torch.ones_like(key) for key in cache.keys])
+    plain = replace(make_compressor("kvcomp"), buffer=16, block=16)  # type: ignore[call-arg]
+    plain = plain.fit([random_cache(shape, 64, "cpu", dtype, 1)[0]]) if fitted else plain
+    fast = plain.fused("cpu")
+    for one in (cache, constant, random_cache(shape, 1, "cpu", dtype, 0)[0]):
+        payload = plain.encode(one, PrefillContext(), knob).payload
+        assert payload == fast.encode(one, PrefillContext(), knob).payload
+        left, right = plain.decode(payload), fast.decode(payload)
+        for side in ("keys", "values"):
+            found = zip(getattr(left, side), getattr(right, side), strict=True)
+            assert all(torch.equal(a, b) and a.dtype == b.dtype == dtype for a, b in found)
+
+
 def test_fused_decoders_say_so_and_keep_name_and_parameters() -> None:
     """So that their rows are told apart, and their payloads are not."""
     plain = replace(make_compressor("kivi"), residual=32)  # type: ignore[call-arg]
@@ -80,14 +102,15 @@ def test_without_a_compiler_decoders_stay_what_they_are(monkeypatch: pytest.Monk
     """The reference is returned, and says that it is."""
     for module in MODULES:
         monkeypatch.setattr(module, "compiles", lambda device: False)
-    for name in ("kivi", "turboquant", "chain:snapkv+kivi"):
+    for name in ("kivi", "kvcomp", "turboquant", "chain:snapkv+kivi"):
         assert make_compressor(name) == make_compressor(name).fused("cpu")
 
 
 def test_damaged_payloads_are_refused_alike() -> None:
     """The checks are the reference's."""
     cache, _ = random_cache(CacheShape(2, 2, 4, 16), 160, "cpu", torch.float16, 0)
-    _, _, fast = _both("kivi", cache, "4")
-    payload = fast.encode(cache, PrefillContext(), "4").payload
-    with pytest.raises(PayloadError):
-        fast.decode(payload[:-8])
+    for name, knob in (("kivi", "4"), ("kvcomp", "0.1")):
+        fast = make_compressor(name).fused("cpu")
+        payload = fast.encode(cache, PrefillContext(), knob).payload
+        with pytest.raises(PayloadError):
+            fast.decode(payload[:-8])

@@ -26,7 +26,7 @@ __all__ = ["Compressor", "CompressorError", "DecodedCache", "KVCache", "PrefillC
 _DTYPE_NAMES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 _MOST = 1 << 24
-_ON_HOST = frozenset({"positions"})
+_ON_HOST = frozenset({"positions", "key_book", "value_book"})
 _STAGED: dict[int, tuple[dict[str, Any], dict[str, Tensor]]] = {}
 
 
@@ -207,8 +207,8 @@ class Compressor(ABC):
 def staged(compressor: Compressor, payload: bytes, device: torch.device | str) -> Iterator[None]:
     """Within it, decoding this very payload starts from its sections, checked and on the device already.
 
-    So that decoding can be timed without the transfer.  Positions stay on the host, where they are unpacked whatever
-    the device.  Raises PayloadError as ``opened`` does.
+    So that decoding can be timed without the transfer.  Positions and codebooks stay on the host, where they are
+    unpacked whatever the device.  Raises PayloadError as ``opened`` does.
     """
     facts, sections = unpack(payload, compressor.format)
     there = {name: section if name in _ON_HOST else section.to(device) for name, section in sections.items()}

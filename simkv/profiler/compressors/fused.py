@@ -2,21 +2,23 @@
 
 What it is: the arithmetic of decoders that matter, each as one function of plain tensor operations without loops,
 which torch.compile turns into kernels (Triton on a GPU).  Every element of the cache computes the place of its own
-code, so that bits are unpacked in registers.  What it is not: the checks of a payload, which stay with the
-compressors (``kivi.py``, ``turboquant.py``); nor a need: where nothing can be compiled, decoders stay what they are.
+code, so that bits are unpacked in registers.  What it is not: the checks of a payload, which stay with compressors
+(``kivi.py``, ``turboquant.py``, ``kvcomp.py``); nor a need: where nothing can be compiled, they stay what they are.
 """
 
 import logging
 from collections.abc import Callable
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["codes_at", "compiled", "compiles", "grouped_decode", "rotated_decode"]
+__all__ = ["codes_at", "compiled", "compiles", "grouped_decode", "rotated_decode", "stepped_decode"]
 
 _LOG = logging.getLogger(__name__)
+_MOST_NARROW = 1 << 31
 
 
 def codes_at(packed: Tensor, width: int, shape: tuple[int, ...], first: int = 0) -> Tensor:
@@ -74,10 +76,33 @@ def rotated_decode(
     return ((table[codes] @ turn) * norms.float().unsqueeze(-1)).clamp(-most, most).to(dtype)
 
 
+def stepped_decode(words: Tensor, symbols: Tensor, zeros: Tensor, steps: Tensor, raw: Tensor, block: int) -> Tensor:
+    """KVComp: symbols of words plus their unit's zero, times its step, followed by the raw tokens; [L, H, T, D].
+
+    Args:
+        words: int16, in the cache's order.
+        symbols: uint8[..., symbols per word], of each word.
+        zeros: [L, H or 1, blocks, 1, D or 1], of each unit.
+        steps: like ``zeros``.
+        raw: [L, H, R, D].
+        block: tokens of a unit.
+    """
+    layers, heads, _, channels = raw.shape
+    shape = (layers, heads, steps.shape[2], block, channels)
+    narrow = torch.int32 if prod(shape) < _MOST_NARROW else torch.int64  # narrow ones divide faster
+    place = torch.arange(prod(shape), device=words.device, dtype=narrow).view(shape)
+    per_word = symbols.shape[1]
+    word = place // per_word
+    codes = symbols.view(-1)[words[word].to(torch.int32) * per_word + (place - word * per_word)]
+    most = torch.finfo(raw.dtype).max
+    restored = ((codes.float() + zeros.float()) * steps.float()).clamp(-most, most).to(raw.dtype)
+    return torch.cat([restored.flatten(2, 3), raw], dim=2)
+
+
 @lru_cache(maxsize=16)
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as kernels, for all lengths; compiled at its first call."""
-    made: Callable[..., Tensor] = torch.compile(function, dynamic=True)
+    made: Callable[..., Any] = torch.compile(function, dynamic=True)
     return made
 
 

@@ -4,11 +4,15 @@ What it is: a codebook fitted to symbol counts, its compact bytes, and coding of
 stands for a word of one to six symbols in a row: with few levels a single symbol holds less than two bits, and
 words keep the code close to its entropy.  The fit takes the shortest words that come within 1 % of the entropy, or
 those that make table and stream smallest.
-What it is not: an adaptive coder, nor one with many distributions (``ans.py``).
+What it is not: an adaptive coder, nor one with many distributions (``ans.py``), nor decoding on a GPU
+(``chunks.py``).
 
 Bytes of a codebook: levels - 1, word length, then one length of 0 (unused) to 15 bits for each word, two in a byte,
 low half first.  Codes follow from the lengths: shorter first, then by word.  Streams are most significant bit first;
 the last byte is filled with zeros.  A codebook of a single word codes it in no bits.
+
+A stream comes with the length in bits of each chunk of 2,048 words (the last one holds the rest), so that chunks can
+be decoded side by side.  That takes 16 bits per chunk: at 2 to 8 bits a word, .4 to .1 % of the stream.
 """
 
 import heapq
@@ -22,7 +26,10 @@ from numpy.typing import NDArray
 
 from simkv.profiler.compressors.payload import PayloadError
 
-__all__ = ["Codebook"]
+__all__ = ["CHUNK_WORDS", "Codebook"]
+
+CHUNK_WORDS = 2048
+"""Words of a chunk; its bits fit 15 bits."""
 
 _LONGEST = 15
 _MOST_WORDS = 4096
@@ -90,8 +97,11 @@ class Codebook:
             raise PayloadError("a codebook whose lengths are no complete prefix code")
         return book
 
-    def encode(self, symbols: NDArray[np.uint8]) -> bytes:
-        """The stream of all symbols in their flat order.  Raises ValueError for a word that has no code."""
+    def encode(self, symbols: NDArray[np.uint8]) -> tuple[bytes, NDArray[np.int16]]:
+        """The stream of all symbols in their flat order, and the bits of each chunk.
+
+        Raises ValueError for a word that has no code.
+        """
         flat = np.ascontiguousarray(symbols).reshape(-1)
         if int(flat.max(initial=0)) >= self.levels:
             raise ValueError(f"symbol {int(flat.max())} in a codebook of {self.levels} levels")
@@ -100,61 +110,75 @@ class Codebook:
             raise ValueError("a word that the codebook has no code for")
         total = int(counts @ self._bits_of_words)
         out = np.zeros((total + 7) // 8, np.uint8)
+        ends = np.zeros(self._chunks(len(flat)), np.int64)
         if total:
-            _encode(flat, self.levels, self.word, self._codes, self.lengths, out)
-        return out.tobytes()
+            _encode(flat, self.levels, self.word, self._codes, self.lengths, out, ends)
+        return out.tobytes(), np.diff(ends, prepend=0).astype(np.int16)
 
-    def decode(self, data: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-        """The ``count`` symbols of a stream.  Raises PayloadError unless the stream holds exactly them."""
-        if self._only >= 0:
-            if len(data):
-                raise PayloadError(f"{len(data)} bytes of a stream that needs none")
-            word = [self._only // self.levels**place % self.levels for place in reversed(range(self.word))]
-            return np.resize(np.array(word, np.uint8), count)
-        words = -(-count // self.word)
-        if words > 8 * len(data):
-            raise PayloadError(f"{count} symbols cannot be held in {len(data)} bytes")
+    def decode(self, data: NDArray[np.uint8], bits: NDArray[np.int16], count: int) -> NDArray[np.uint8]:
+        """The ``count`` symbols of a stream.  Raises PayloadError unless stream and chunks hold exactly them."""
+        words = self.checked_words(len(data), len(bits), count)
+        if self.only >= 0:
+            return np.resize(self.symbols[self.only], count)
         symbols = np.zeros(words * self.word, np.uint8)
-        bits = _decode(np.ascontiguousarray(data), self.levels, self.word, *self._lookup, symbols)
-        spare = 8 * len(data) - bits
-        if not 0 <= spare < 8 or (spare and int(data[-1]) & ((1 << spare) - 1)) or symbols[count:].any():
+        used = _decode(np.ascontiguousarray(data), self.levels, self.word, *self.lookup, bits, symbols)
+        spare = 8 * len(data) - used
+        if used < 0 or not 0 <= spare < 8 or (spare and int(data[-1]) & ((1 << spare) - 1)) or symbols[count:].any():
             raise PayloadError("an entropy-coded stream that does not end where its symbols do")
         return symbols[:count]
 
+    def checked_words(self, stored_bytes: int, chunks: int, count: int) -> int:
+        """How many words hold ``count`` symbols.  Raises PayloadError for too few bytes, or other chunks."""
+        words = -(-count // self.word)
+        if chunks != self._chunks(count):
+            raise PayloadError(f"{count} symbols in {chunks} chunks; there must be {self._chunks(count)}")
+        if self.only >= 0 and stored_bytes:
+            raise PayloadError(f"{stored_bytes} bytes of a stream that needs none")
+        if self.only < 0 and words > 8 * stored_bytes:
+            raise PayloadError(f"{count} symbols cannot be held in {stored_bytes} bytes")
+        return words
+
+    def _chunks(self, count: int) -> int:
+        return 0 if self.only >= 0 else -(-count // (self.word * CHUNK_WORDS))
+
     @cached_property
-    def _only(self) -> int:
+    def symbols(self) -> NDArray[np.uint8]:
+        """[words, symbols per word]: the symbols of each word."""
+        powers = self.levels ** np.arange(self.word - 1, -1, -1)
+        return (np.arange(len(self.lengths))[:, None] // powers % self.levels).astype(np.uint8)
+
+    @cached_property
+    def only(self) -> int:
         """The word, where the codebook has only one; else -1."""
         used = np.flatnonzero(self.lengths)
         return int(used[0]) if len(used) == 1 else -1
 
     @cached_property
     def _bits_of_words(self) -> NDArray[np.int64]:
-        return np.zeros(len(self.lengths), np.int64) if self._only >= 0 else self.lengths.astype(np.int64)
+        return np.zeros(len(self.lengths), np.int64) if self.only >= 0 else self.lengths.astype(np.int64)
 
     @cached_property
     def _codes(self) -> NDArray[np.uint32]:
-        """The canonical code of each word."""
+        """The canonical code of each word: its first place in the lookup, without the bits that may follow it."""
+        longest, order, spans = self._canonical
         codes = np.zeros(len(self.lengths), np.uint32)
-        order = np.lexsort((np.arange(len(self.lengths)), self.lengths))
-        code, before = 0, 0
-        for word in order[self.lengths[order] > 0]:
-            code <<= int(self.lengths[word]) - before
-            before = int(self.lengths[word])
-            codes[word] = code
-            code += 1
+        codes[order] = (np.cumsum(spans) - spans) >> (longest - self.lengths[order])
         return codes
 
     @cached_property
-    def _lookup(self) -> tuple[int, NDArray[np.uint16], NDArray[np.uint8]]:
-        """Longest code, and word and length by the next so many bits."""
+    def lookup(self) -> tuple[int, NDArray[np.int32]]:
+        """Longest code, and 16 x word + length by the next so many bits."""
+        longest, order, spans = self._canonical
+        table = np.repeat((order << 4 | self.lengths[order]).astype(np.int32), spans)
+        return longest, np.concatenate([table, np.zeros((1 << longest) - len(table), np.int32)])
+
+    @cached_property
+    def _canonical(self) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+        """Longest code, the used words by length and value, and how many of ``1 << longest`` places begin with each."""
+        order = np.lexsort((np.arange(len(self.lengths)), self.lengths))
+        order = order[self.lengths[order] > 0]
         longest = int(self.lengths.max())
-        words, lengths = np.zeros(1 << longest, np.uint16), np.zeros(1 << longest, np.uint8)
-        for word in np.flatnonzero(self.lengths):
-            shift = longest - int(self.lengths[word])
-            start = int(self._codes[word]) << shift
-            words[start : start + (1 << shift)] = word
-            lengths[start : start + (1 << shift)] = self.lengths[word]
-        return longest, words, lengths
+        return longest, order, 1 << (longest - self.lengths[order].astype(np.int64))
 
 
 def _entropy_bits(counts: NDArray[np.int64]) -> float:
@@ -208,7 +232,7 @@ def _histogram(symbols: Any, levels: int, word: int, counts: Any) -> Any:
 
 
 @njit(cache=True)
-def _encode(symbols: Any, levels: int, word: int, codes: Any, lengths: Any, out: Any) -> None:
+def _encode(symbols: Any, levels: int, word: int, codes: Any, lengths: Any, out: Any, ends: Any) -> None:
     pending, bits, at = np.uint64(0), 0, 0
     for first in range(0, len(symbols), word):
         value = np.int64(0)
@@ -220,24 +244,30 @@ def _encode(symbols: Any, levels: int, word: int, codes: Any, lengths: Any, out:
             bits -= 8
             out[at] = (pending >> np.uint64(bits)) & np.uint64(255)
             at += 1
+        ends[first // word // CHUNK_WORDS] = 8 * at + bits
     if bits:
         out[at] = (pending << np.uint64(8 - bits)) & np.uint64(255)
 
 
 @njit(cache=True)
-def _decode(data: Any, levels: int, word: int, longest: int, words: Any, lengths: Any, symbols: Any) -> int:
-    """Bits read; beyond the end of the data zeros are read."""
-    pending, bits, at = np.uint64(0), 0, 0
+def _decode(data: Any, levels: int, word: int, longest: int, table: Any, chunk_bits: Any, symbols: Any) -> int:
+    """Bits read, -1 when a chunk is not as long as it should be; beyond the end of the data zeros are read."""
+    pending, bits, at, end = np.uint64(0), 0, 0, 0
     mask = np.uint64((1 << longest) - 1)
     for first in range(0, len(symbols), word):
         while bits < longest:
             pending = (pending << np.uint64(8)) | (np.uint64(data[at]) if at < len(data) else np.uint64(0))
             at += 1
             bits += 8
-        place = (pending >> np.uint64(bits - longest)) & mask
-        bits -= lengths[place]
-        value = np.int64(words[place])
+        found = table[(pending >> np.uint64(bits - longest)) & mask]
+        bits -= found & 15
+        value = np.int64(found >> 4)
         for i in range(first + word - 1, first - 1, -1):
             symbols[i] = value % levels
             value //= levels
+        done = first // word + 1
+        if done % CHUNK_WORDS == 0 or first + word >= len(symbols):
+            end += chunk_bits[(done - 1) // CHUNK_WORDS]
+            if 8 * at - bits != end:
+                return -1
     return 8 * at - bits

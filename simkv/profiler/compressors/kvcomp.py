@@ -1,11 +1,12 @@
 """KVComp: error-bounded quantisation of token blocks and Huffman coding with a shared codebook.
 
 Keys are quantised per channel of a block, values per token over all heads; the codes of all layers go through one
-codebook for K and one for V, stored with the object or calibrated once per model with ``fit``.
+codebook for K and one for V, stored with the object or calibrated once per model with ``fit``.  The coded stream has
+the length of every chunk beside it, so that a GPU decodes chunks side by side.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any, ClassVar
 
@@ -26,6 +27,8 @@ from simkv.profiler.compressors.bounded import (
     whole_blocks,
     zero_section,
 )
+from simkv.profiler.compressors.chunks import chunk_words
+from simkv.profiler.compressors.fused import compiled, compiles, stepped_decode
 from simkv.profiler.compressors.huffman import Codebook
 from simkv.profiler.compressors.parts import finite_section, finite_stacks, whole_fact
 from simkv.profiler.compressors.payload import Encoded, PayloadError, pack
@@ -52,6 +55,7 @@ class KVComp(Compressor):
     """
 
     name: ClassVar[str] = "kvcomp"
+    version: ClassVar[int] = 2
     knobs: ClassVar[tuple[str, ...]] = ("0.02", "0.05", "0.1", "0.2", "0.4", "0.8")
 
     block: int = 64
@@ -78,7 +82,8 @@ class KVComp(Compressor):
                 sections[f"{side}_book"] = book.to_bytes()
             else:
                 facts |= {f"{side}_book": _book_name(side, rate), "books": self._books_id()}
-            sections[f"{side}_codes"] = book.encode(codes)
+            sections[f"{side}_codes"], bits = book.encode(codes)
+            sections[f"{side}_bits"] = torch.from_numpy(bits)
             sections[f"{side}_zeros"], sections[f"{side}_steps"] = narrow(found.zeros), found.steps
             sections[f"{side}_raw"] = stack[:, :, coded:]
         return pack(self.format, cache.shape.facts() | facts, sections)
@@ -93,10 +98,19 @@ class KVComp(Compressor):
         for side in _SIDES:
             raw_shape = (shape.layers, shape.heads, shape.tokens - coded, shape.head_dim)
             raw = finite_section(sections, f"{side}_raw", raw_shape, shape.torch_dtype).to(device)
-            book = self._book(side, facts, sections)
-            restored = _restored(side, sections, book, shape, block, coded, torch.device(device))
-            decoded.append(torch.cat([restored, raw], dim=2))
+            units = _unit_shape(side, shape, block, coded)
+            zeros = zero_section(sections, f"{side}_zeros", units).to(device)
+            steps = step_section(sections, f"{side}_steps", units).to(device)
+            book, stream = self._book(side, facts, sections), _stream(sections, side)
+            if side == "value":  # a unit is a token
+                zeros, steps = zeros.unsqueeze(-1), steps.unsqueeze(-1)
+            decoded.append(self._restored(book, *stream, zeros, steps, raw, 1 if side == "value" else block))
         return DecodedCache(list(decoded[0]), list(decoded[1]), shape.tokens)
+
+    def fused(self, device: str) -> Compressor:
+        """See Compressor."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return FusedKVComp(**own) if compiles(device) else self
 
     def fit(self, caches: Sequence[KVCache]) -> "KVComp":
         """A copy with codebooks for every rate of ``knobs``, in which every code that can occur has a codeword.
@@ -154,6 +168,36 @@ class KVComp(Compressor):
     def _books_id(self) -> str:
         return sha256(repr(self.books).encode()).hexdigest()[:16]
 
+    def _restored(
+        self, book: Codebook, data: Tensor, bits: Tensor, zeros: Tensor, steps: Tensor, raw: Tensor, block: int
+    ) -> Tensor:
+        """The cache [L, H, T, D] from a stream, its raw tokens, and [L, H or 1, blocks, 1, D or 1] zeros and steps."""
+        whole = torch.Size((*raw.shape[:2], steps.shape[2], block, raw.shape[3]))
+        symbols = torch.from_numpy(book.decode(data.numpy(), bits.numpy(), whole.numel()))
+        restored = restore(symbols.view(whole).to(raw.device), zeros, steps, raw.dtype)
+        return torch.cat([restored.flatten(2, 3), raw], dim=2)
+
+
+@dataclass(frozen=True)
+class FusedKVComp(KVComp):
+    """KVComp whose decoder reads all chunks of a stream side by side, and writes the cache once."""
+
+    implementation: ClassVar[str] = "fused"
+
+    def fused(self, device: str) -> Compressor:
+        """Itself."""
+        return self
+
+    def _restored(
+        self, book: Codebook, data: Tensor, bits: Tensor, zeros: Tensor, steps: Tensor, raw: Tensor, block: int
+    ) -> Tensor:
+        if book.only >= 0 or not steps.shape[2]:
+            return super()._restored(book, data.cpu(), bits.cpu(), zeros, steps, raw, block)
+        count = raw.shape[0] * raw.shape[1] * steps.shape[2] * block * raw.shape[3]
+        words = chunk_words(book, data.to(raw.device), bits.to(raw.device), count)
+        symbols = torch.from_numpy(book.symbols).to(raw.device)
+        return compiled(stepped_decode)(words, symbols, zeros, steps, raw, block)
+
 
 def _book_name(side: str, rate: float) -> str:
     return f"{side} {rate:g}"
@@ -166,22 +210,19 @@ def _units(side: str, stack: Tensor, block: int) -> tuple[Tensor, tuple[int, ...
     return stack.unflatten(2, (stack.shape[2] // block, block)), (3,)  # [L, H, T / B, B, D]
 
 
-def _restored(
-    side: str,
-    sections: dict[str, Tensor],
-    book: Codebook,
-    shape: Shape,
-    block: int,
-    coded: int,
-    device: torch.device,
-) -> Tensor:
-    whole = (shape.layers, shape.heads, coded, shape.head_dim)
-    units = (shape.layers, 1, coded, 1) if side == "value" else (*whole[:2], coded // block, 1, shape.head_dim)
-    zeros = zero_section(sections, f"{side}_zeros", units).to(device)
-    steps = step_section(sections, f"{side}_steps", units).to(device)
-    stream = sections.get(f"{side}_codes")
-    if stream is None or stream.dtype != torch.uint8:
-        raise PayloadError(f"section '{side}_codes' is missing or is not a stream of bytes")
-    symbols = torch.from_numpy(book.decode(stream.reshape(-1).numpy(), torch.Size(whole).numel()))
-    codes, _ = _units(side, symbols.view(whole).to(device), block)
-    return restore(codes, zeros, steps, shape.torch_dtype).view(whole)
+def _unit_shape(side: str, shape: Shape, block: int, coded: int) -> tuple[int, ...]:
+    """Of stored zeros and steps."""
+    if side == "value":
+        return shape.layers, 1, coded, 1
+    return shape.layers, shape.heads, coded // block, 1, shape.head_dim
+
+
+def _stream(sections: dict[str, Tensor], side: str) -> tuple[Tensor, Tensor]:
+    """The coded stream, and the bits of its chunks.  Raises PayloadError."""
+    found = []
+    for name, dtype in ((f"{side}_codes", torch.uint8), (f"{side}_bits", torch.int16)):
+        section = sections.get(name)
+        if section is None or section.dtype != dtype:
+            raise PayloadError(f"section {name!r} is missing or is not {dtype}")
+        found.append(section.reshape(-1))
+    return found[0], found[1]

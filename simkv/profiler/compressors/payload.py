@@ -78,7 +78,9 @@ def pack(what: str, facts: dict[str, Any], sections: dict[str, Tensor | bytes]) 
         if content.dtype not in _NAMES:
             raise PayloadError(f"section {name!r}: dtype {content.dtype} cannot be stored")
         listing.append((name, _NAMES[content.dtype], list(content.shape)))
-        blobs.append(content.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        flat = content.detach().cpu().contiguous().reshape(-1)
+        # numpy gives an empty array no stride, so torch cannot view one as bytes
+        blobs.append(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     header = json.dumps({"what": what, "facts": facts, "sections": listing}, separators=(",", ":")).encode()
     body = b"".join([_MAGIC, len(header).to_bytes(4, "little"), header, *blobs])
     payload = body + zlib.crc32(body).to_bytes(4, "little")
