@@ -194,6 +194,11 @@ OTHER_VALUES: dict[str, Any] = {
     "unit_s": 0.01,
     "prior": 3000.0,
     "stripe": 0.0,
+    "min_quality": 0.5,
+    "candidates": 1,
+    "epsilon": 0.9,
+    "rate": 0.9,
+    "encode": True,
 }
 # policy -> (its parameters, its world) in which the others take effect.
 WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -207,6 +212,7 @@ WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "hitdensity": ({"sample": 2}, {}),
     "impress": ({"agreement": 0.3}, {}),
+    "kvserve": ({"min_quality": 0.8}, {"tiers.read": "500 MB/s"}),
 }
 VALUES_OF: dict[str, dict[str, Any]] = {
     "evicpress": {"frequency": "none", "per": "byte"},

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from simkv.errors import ConfigError, SimkvError, unknown_name
 from simkv.figures.style import (
@@ -32,6 +32,7 @@ __all__ = ["capacity_sweep"]
 
 _MOST_PANELS = 12
 _LOG_FROM = 8.0
+_LOG_Y_FROM = 30.0
 _AXES: tuple[tuple[str, Callable[[str], float]], ...] = (
     ("", float),
     ("GiB", lambda text: parse_bytes(text) / 2**30),
@@ -53,7 +54,7 @@ def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", 
         table: summary rows with label, ``factor`` and ``metric``; rows that differ only in the seed are averaged.
         factor: dotted key of the sweep's grid; sizes are drawn in GiB, bandwidths in GB/s, durations in s.
             "unlimited" is put at the right end.
-        metric: a name of ``tables.METRICS``.
+        metric: a name of ``tables.METRICS``; its axis is logarithmic where it differs by a factor of 30 or more.
 
     Raises:
         SimkvError: missing columns, fewer than two values of the factor, values that are no quantity.
@@ -81,10 +82,18 @@ def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", 
     for axes, (_, group) in zip(grid, panels, strict=True):
         _draw_panel(axes, group.assign(x=group[factor].map(places)), metric, styles, handles)
     _set_x(grid[0], places)
-    if 0 <= points[metric].min() < 0.5 * points[metric].max():
-        grid[0].set_ylim(bottom=0)
+    _set_y(grid[0], float(points[metric].min()), float(points[metric].max()))
     legend_above(figure, [handles[series] for series in styles], list(styles))
     return figure
+
+
+def _set_y(axes: Axes, low: float, high: float) -> None:
+    """Logarithmic, with plain numbers, where lines would lie on the axis otherwise; from 0 where that is no waste."""
+    if low > 0 and high / low >= _LOG_Y_FROM:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    elif 0 <= low < 0.5 * high:
+        axes.set_ylim(bottom=0)
 
 
 def _series_names(points: pd.DataFrame) -> list[str]:

@@ -16,7 +16,7 @@ from simkv.simulator.batching import BatchingServers
 from simkv.simulator.chains import next_uses, parents
 from simkv.simulator.compute import Compute, ComputeServers, Job
 from simkv.simulator.costs import CostTables
-from simkv.simulator.entries import Entry, Placement
+from simkv.simulator.entries import Entry, Load, Placement
 from simkv.simulator.events import ARRIVE, LINK, READ, READY, REBALANCE, At
 from simkv.simulator.metrics import Recorder
 from simkv.simulator.planning import plan_reuse
@@ -110,6 +110,7 @@ class Engine:
         self.finished = 0  # first tokens
         self.under_way = len(trace)  # requests whose last token has not come
         self.profiling_ns = 0
+        self._watches = type(policy).loaded is not Policy.loaded
         self._profiles = type(policy).idle_work_s is not Policy.idle_work_s
         self._layers = costs.layers if settings.overlap == "layerwise" else 1
         self._arrivals = trace.arrival_ns.tolist()
@@ -141,8 +142,7 @@ class Engine:
             self._send(self._arrivals[0])
         if self.policy.period_s > 0 and total:
             self._schedule_rebalance()
-        step = self.env.step
-        queue_left = self.env.peek
+        step, queue_left = self.env.step, self.env.peek
         if self.after_event is None:
             while self.under_way:
                 step()
@@ -248,10 +248,9 @@ class Engine:
         """One transfer on the tier's read channel, then on the host link."""
         tier, variant = placement
         costs = self.costs
-        per_block = costs.read[tier][variant]
-        service = costs.read_fixed[tier][variant]
-        decode = costs.decode[tier][variant]
-        decode_ns = costs.decode_fixed[tier][variant]
+        per_block, decode = costs.read[tier][variant], costs.decode[tier][variant]
+        service, decode_ns = costs.read_fixed[tier][variant], costs.decode_fixed[tier][variant]
+        asked = now
         for entry in entries:
             service += per_block[entry.size_class]
             decode_ns += decode[entry.size_class]
@@ -268,13 +267,16 @@ class Engine:
         def loaded(start: int, end: int) -> None:
             if self.link is None and start > request.begin_ns:
                 request.begin_ns = start
+            if self._watches:
+                self.policy.loaded(Load(placement, entries, end - asked, max(0, decode_ns)))
             request.outstanding -= 1
             if request.outstanding == 0:
                 self._compute(request, end)
 
         if self.settings.loading == "gpu":
             wait = max(0, costs.read_fixed[tier][variant])
-            request.decode_ns += max(0, service - wait)
+            asked -= max(0, service - wait)
+            request.decode_ns += now - asked
             At(self.env, now + wait, READ, request.id, part, lambda end: loaded(now, end))
             return
         done = loaded if self.link is None else across_link

@@ -6,7 +6,7 @@ read-only window through which policies see all this in ``view.py``.
 
 from typing import NamedTuple
 
-__all__ = ["Entry", "Move", "Placement", "Transfer"]
+__all__ = ["Entry", "Load", "Move", "Placement", "Transfer"]
 
 
 class Placement(NamedTuple):
@@ -107,3 +107,19 @@ class Move(NamedTuple):
 
     entry: Entry
     to: Placement | None
+
+
+class Load(NamedTuple):
+    """A load that has ended, as it was seen from outside: entries of one placement that a request has read.
+
+    Attributes:
+        placement: where they came from, and in which variant.
+        entries: in prefix order; still pinned.
+        elapsed_ns: from asking for the bytes to having them on the GPU side, waiting for channels included.
+        decode_ns: decompression after that, where it is not part of the load.
+    """
+
+    placement: Placement
+    entries: list[Entry]
+    elapsed_ns: int
+    decode_ns: int

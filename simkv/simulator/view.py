@@ -94,6 +94,12 @@ class StoreView:
             total += costs.read_fixed[tier][variant] + costs.decode_fixed[tier][variant] + costs.link_fixed
         return max(0, total) / 1e9
 
+    def encode_s(self, entry: Entry, variant: int) -> float:
+        """Estimated seconds to compress the entry alone into a variant; fixed parts as in ``load_s``."""
+        costs = self.costs
+        fixed = costs.encode_fixed[variant] if costs.whole_contexts else 0
+        return max(0, costs.encode[variant][entry.size_class] + fixed) / 1e9
+
     def recompute_s(self, entry: Entry) -> float:
         """Estimated seconds to prefill the entry's tokens at their place in the prompt."""
         return self.costs.recompute[entry.key] / 1e9

@@ -266,6 +266,8 @@ EVERY_POLICY: list[tuple[str, dict[str, Any]]] = [
     ("evicpress", {"alpha": 1e-3, "reprofile_below": 0.001, "reprofile_s": 1e-4, "reprofile_queries": 2}),
     ("impress", {}),
     ("impress", {"removed": 0.5, "method": "kivi", "agreement": 0.7, "seed": 1}),
+    ("kvserve", {}),
+    ("kvserve", {"min_quality": 0.5, "epsilon": 0.5, "encode": True, "seed": 3}),
     *(("hitdensity", {"alpha": a}) for a in (0.001, 0.1, 3.0)),
     ("hitdensity", {"sample": 1, "unit_s": 0.001}),
 ]

@@ -21,6 +21,7 @@ from simkv.simulator.policies.fifo import Fifo
 from simkv.simulator.policies.gdsf import Gdsf
 from simkv.simulator.policies.hitdensity import HitDensity
 from simkv.simulator.policies.impress import Impress
+from simkv.simulator.policies.kvserve import KvServe
 from simkv.simulator.policies.lfu import Lfu
 from simkv.simulator.policies.lru import Lru
 from simkv.simulator.policies.recompute import Recompute
@@ -36,6 +37,7 @@ POLICIES: dict[str, type[Policy]] = {
     "gdsf": Gdsf,
     "hitdensity": HitDensity,
     "impress": Impress,
+    "kvserve": KvServe,
     "lfu": Lfu,
     "lru": Lru,
     "recompute": Recompute,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from simkv.simulator.entries import Entry, Move, Placement
+from simkv.simulator.entries import Entry, Load, Move, Placement
 
 if TYPE_CHECKING:
     from simkv.simulator.view import StoreView
@@ -65,6 +65,9 @@ class Policy:
 
     def released(self, entry: Entry) -> None:
         """Called when the last request that used a stored entry lets go of it, so that it may move again."""
+
+    def loaded(self, load: Load) -> None:
+        """Called when a load of a request has ended, with what a serving system would have measured of it."""
 
     def rebalance(self, view: StoreView) -> Iterable[Move]:
         """Moves to carry out now, every ``period_s`` and when idle work has ended; any direction."""

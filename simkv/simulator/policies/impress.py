@@ -9,15 +9,13 @@ tokens on the disk and orders them by importance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, ClassVar
 
 from simkv.errors import PolicyError
-from simkv.simulator.entries import Entry, Move, Placement
-from simkv.simulator.policies.base import Policy
-from simkv.simulator.policies.lru import RecencyOrder
+from simkv.simulator.entries import Entry
+from simkv.simulator.policies.tiered import TieredLru
 from simkv.simulator.policies.utilities import chosen_variants
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ def _uniform(seed: int, key: int) -> float:
 
 
 @dataclass
-class Impress(Policy):
+class Impress(TieredLru):
     """Important chunks of each context, least recently used first out.
 
     Args:
@@ -75,7 +73,6 @@ class Impress(Policy):
     scatter: float = 1.0
     seed: int = 0
     name: ClassVar[str] = "impress"
-    newcomer_stays: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for parameter, (least, most) in _LIMITS.items():
@@ -92,8 +89,11 @@ class Impress(Policy):
         found = chosen_variants(view, None if self.method is None else [self.method], self.name)
         scorers = [view.variants[variant].partition(":")[0] for variant in found[1:]]
         self._variants = [variant for variant, scorer in zip(found[1:], scorers, strict=True) if scorer == scorers[0]]
-        self._view = view
-        self._orders = [RecencyOrder(refresh=True) for _ in view.tiers]
+        super().start(view)
+
+    def variant_for(self, entry: Entry, tier: int) -> int:
+        """What it was stored in first."""
+        return self.variant_of(entry) if entry.placement is None else entry.placement.variant
 
     def variant_of(self, entry: Entry) -> int:
         """The smallest variant that holds the chunks of the heads' union; raw if the heads disagree or none does."""
@@ -106,39 +106,3 @@ class Impress(Policy):
         needed = chunks * size(entry, 0)
         large = [variant for variant in self._variants if needed <= size(entry, variant) < size(entry, 0)]
         return min(large, key=lambda variant: (size(entry, variant), variant), default=0)
-
-    def _place(self, size_bytes: int, variant: int, first: int = 0) -> Placement | None:
-        for tier in range(first, len(self._view.tiers)):
-            room = self._view.capacity_bytes(tier)
-            if room is None or size_bytes <= room:
-                return self._view.placement(tier, variant)
-        return None
-
-    def admit(self, entry: Entry, view: StoreView) -> Placement | None:
-        """To the fastest tier that is large enough at all."""
-        variant = self.variant_of(entry)
-        return self._place(view.size_bytes(entry, variant), variant)
-
-    def on_hit(self, entry: Entry, view: StoreView) -> Placement | None:
-        """Comes up to the fastest tier."""
-        assert entry.placement is not None
-        self._orders[entry.placement.tier].touch(entry)
-        return self._place(entry.size_bytes, entry.placement.variant)
-
-    def placed(self, entry: Entry, old: Placement | None) -> None:
-        """See Policy."""
-        if old is not None:
-            self._orders[old.tier].remove(entry)
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].insert(entry)
-
-    def released(self, entry: Entry) -> None:
-        """See Policy."""
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].released(entry)
-
-    def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
-        """The least recently used, each to the next slower tier that is large enough at all."""
-        while (entry := self._orders[tier].victim()) is not None:
-            assert entry.placement is not None
-            yield Move(entry, self._place(entry.size_bytes, entry.placement.variant, tier + 1))
