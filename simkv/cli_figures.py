@@ -21,6 +21,7 @@ from simkv.errors import ConfigError, SimkvError, unknown_name
 from simkv.experiment_bounds import BOUND
 from simkv.experiments import load_summary
 from simkv.figures import FIGURE_INPUTS, FIGURES, find_figure, save_figure
+from simkv.figures.goodput import RATE_FACTORS
 from simkv.figures.tables import factor_columns, factor_title, knob_texts
 from simkv.simulator.metrics import Result
 
@@ -107,6 +108,8 @@ def fitting_figures(table: pd.DataFrame) -> list[str]:
         names.remove("delay-quality")
     if _capacity_factor(table) is None:
         names.remove("capacity-sweep")
+    if "slo_share" not in table or not set(RATE_FACTORS) & set(factor_columns(table)):
+        names.remove("goodput")
     return names
 
 

@@ -26,6 +26,7 @@ __all__ = ["print_bound", "print_comparison", "print_policies", "print_summary",
 _LOG = logging.getLogger(__name__)
 _TIMES = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
 _MARKS = {"": "", "long chord": "*", "outside": "+"}
+_SERVICE = {"tpot_mean_s": "TPOT (s)", "slo_share": "in SLO (%)", "goodput_per_s": "goodput (1/s)"}
 _REQUESTS, _TOKENS = "request_share_", "token_share_"
 
 
@@ -42,6 +43,7 @@ def print_summary(result: Result) -> None:
         ("TTFT, mean", duration(summary["ttft_mean_s"]) + _interval(summary, "ttft_mean{}_s", duration)),
         *((f"TTFT, {name}", duration(summary[f"ttft_{name}_s"])) for name in ("p50", "p90", "p99")),
         ("wait for GPU, mean", duration(summary["queue_mean_s"])),
+        *_service(summary),
         ("quality, mean", fixed(summary["quality_mean"]) + _interval(summary, "quality_mean{}", fixed)),
         ("hit ratio by token", f"{percent(summary['token_hit_ratio'])} %"),
         *_shares(summary),
@@ -56,6 +58,20 @@ def print_summary(result: Result) -> None:
     print_pairs(pairs)
     for warning in summary["warnings"]:
         _LOG.warning("%s", warning)
+
+
+def _service(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run says beyond the first token, if output was decoded or there was an objective."""
+    if "tpot_mean_s" in summary:
+        for name, key in (("per output token", "tpot"), ("to the last token", "e2e")):
+            parts = [f"{what} {duration(summary[f'{key}_{what}_s'])}" for what in ("mean", "p90", "p99")]
+            yield name, ", ".join(parts)
+        yield "sequences per step", fixed(summary["decode_batch_mean"], 2)
+    if "slo_share" in summary:
+        share = f"{percent(summary['slo_share'])} % of requests"
+        yield "within the objective", share + _interval(summary, "slo_share{}", percent)
+        sent, good = (fixed(summary[key]) for key in ("request_rate_per_s", "goodput_per_s"))
+        yield "goodput", f"{good} requests/s, of {sent} sent"
 
 
 def _interval(summary: dict[str, Any], key: str, shown: Any) -> str:
@@ -92,14 +108,15 @@ def print_policies(table: pd.DataFrame) -> None:
     kind = _share_kind(table["blocks_mean"].max())
     shares = [str(column) for column in table.columns if str(column).startswith(kind)]
     shares.sort(key=f"{kind}recompute".__eq__)
-    metrics = [*_TIMES, "quality_mean", *shares, "ssd_written_bytes"]
+    service = {key: head for key, head in _SERVICE.items() if key in table and table[key].notna().all()}
+    metrics = [*_TIMES, "quality_mean", *service, *shares, "ssd_written_bytes"]
     points = average_seeds(table.fillna(dict.fromkeys([*shares, "ssd_written_bytes"], 0.0)), metrics)
     points["knob"] = knob_texts(points)
     factors = factor_columns(points)
     seeds = ["seeds"] if (points["seeds"] > 1).any() else []
     tiers = [tier_title(share.removeprefix(kind)).replace("recompute", "recomp.") for share in shares]
     headers = ["policy", "setting", *factors, *seeds, "TTFT (s)", "p50 (s)", "p90 (s)", "p99 (s)", "quality"]
-    headers += [f"{tier} (%)" for tier in tiers] + ["SSD written"]
+    headers += [*service.values(), *(f"{tier} (%)" for tier in tiers), "SSD written"]
     unused = [f"{tier} (%)" for tier, share in zip(tiers, shares, strict=True) if not points[share].any()]
     rows = [
         [
@@ -107,6 +124,7 @@ def print_policies(table: pd.DataFrame) -> None:
             str(point["knob"]),
             *(str(point[column]) for column in (*factors, *seeds)),
             *(fixed(point[column]) for column in (*_TIMES, "quality_mean")),
+            *(percent(point[key]) if head.endswith("(%)") else fixed(point[key]) for key, head in service.items()),
             *(percent(point[column]) for column in shares),
             format_bytes(point["ssd_written_bytes"]),
         ]

@@ -1,6 +1,7 @@
 """The verbs run, sweep and plot, on a small generated trace and shipped profiles, in this process and as a program."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,16 @@ def test_run_prints_a_summary_with_units(folder: Path) -> None:
     assert lines["SSD lifetime"].endswith("years")
 
 
+def test_run_prints_what_comes_after_the_first_token(folder: Path) -> None:
+    """With decoding and an objective the summary has four more lines, with units."""
+    given = ["engine.decode=prefill_first", "engine.step_base=5 ms", "engine.slo_tpot=6 ms"]
+    outcome = call("run", folder / "run.toml", *(part for text in given for part in ("--set", text)))
+    lines = dict(line.split("  ", 1) for line in outcome.stdout.splitlines())
+    assert re.fullmatch(r" +mean [\d.]+ ms, p90 [\d.]+ ms, p99 [\d.]+ ms", lines["per output token"])
+    assert "% of requests" in lines["within the objective"]
+    assert {"to the last token", "sequences per step", "goodput"} <= set(lines)
+
+
 def test_run_json_has_the_promised_keys(folder: Path) -> None:
     """``--json`` is a list of one object with at least the promised keys and a parameter object."""
     outcome = call("run", folder / "run.toml", "--json")
@@ -210,6 +221,24 @@ def test_sweep_writes_table_and_figures(swept: Path) -> None:
     assert 8 == len(pd.read_parquet(swept / "summary.parquet")) == len(pd.read_csv(swept / "summary.csv"))
     drawn = {path.stem for path in (swept / "figures").glob("*.png")}
     assert {"delay-quality", "hit-share", "ttft-cdf", "decisions", "occupancy", "capacity-sweep"} == drawn
+
+
+def test_sweep_over_rates_draws_goodput(folder: Path, tmp_path: Path) -> None:
+    """With decoding, an objective and two rates the table has their columns, and the figure is drawn."""
+    changes = {
+        "engine.decode": "chunked",
+        "engine.step_base": "5 ms",
+        "engine.slo_ttft": "100 ms",
+        "engine.slo_tpot": "8 ms",
+        "grid.trace.rate": "[1, 8]",
+    }
+    given = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    outcome = call("sweep", folder / "study.toml", "--out", tmp_path / "out", *given)
+    assert 0 == outcome.exit_code, outcome.output
+    assert " TPOT (s)  in SLO (%)  goodput (1/s) " in outcome.stdout.splitlines()[0]
+    assert (tmp_path / "out" / "figures" / "goodput.png").is_file()
+    table = pd.read_parquet(tmp_path / "out" / "summary.parquet")
+    assert (table["tpot_mean_s"] >= 0.005).all() and table["slo_share"].between(0, 1).all()
 
 
 def test_sweep_does_not_compute_again(folder: Path, swept: Path) -> None:

@@ -19,6 +19,7 @@ from simkv.errors import SimkvError, unknown_name
 from simkv.figures.capacity_sweep import capacity_sweep
 from simkv.figures.decisions import decisions
 from simkv.figures.delay_quality import delay_quality
+from simkv.figures.goodput import goodput
 from simkv.figures.hit_share import hit_share
 from simkv.figures.occupancy import occupancy
 from simkv.figures.saving import save_figure
@@ -32,6 +33,7 @@ __all__ = [
     "decisions",
     "delay_quality",
     "find_figure",
+    "goodput",
     "hit_share",
     "occupancy",
     "save_figure",
@@ -43,6 +45,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "delay-quality": delay_quality,
     "hit-share": hit_share,
     "capacity-sweep": capacity_sweep,
+    "goodput": goodput,
     "ttft-cdf": ttft_cdf,
     "decisions": decisions,
     "occupancy": occupancy,
@@ -55,6 +58,7 @@ FIGURE_INPUTS: dict[str, str] = {
     "delay-quality": "summary",
     "hit-share": "summary",
     "capacity-sweep": "summary",
+    "goodput": "summary",
     "ttft-cdf": "requests",
     "decisions": "requests",
     "occupancy": "occupancy",

@@ -16,6 +16,7 @@ from simkv.figures import (
     decisions,
     delay_quality,
     find_figure,
+    goodput,
     hit_share,
     occupancy,
     save_figure,
@@ -25,12 +26,14 @@ from simkv.figures import (
 from simkv.traces.stats import trace_stats as describe
 from tests.conftest import make_trace
 from tests.figures.frames import many_policies, occupancy_frame, requests_frame, summary_row, sweep
+from tests.figures.test_goodput import over_rates
 from tests.figures.test_sweeps import over_capacity
 
 INPUTS = {
     "delay-quality": (delay_quality, sweep),
     "hit-share": (hit_share, sweep),
     "capacity-sweep": (capacity_sweep, over_capacity),
+    "goodput": (goodput, over_rates),
     "ttft-cdf": (ttft_cdf, lambda: {"a": requests_frame()}),
     "decisions": (decisions, lambda: {"a": requests_frame()}),
     "occupancy": (occupancy, lambda: {"a": occupancy_frame()}),
