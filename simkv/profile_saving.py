@@ -7,7 +7,6 @@ format's description (``profiles/README.md``).
 import csv
 import math
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from simkv.errors import ProfileError
+from simkv.experiment_files import remove_stale_in, temporary_folder
 from simkv.profile_files import PROFILE_FILE, read_profile
 from simkv.profile_types import Line, PrefillFit, Profile, TierSpec
 from simkv.profile_values import one_line, toml_keys, toml_value
@@ -39,20 +39,20 @@ def save_profile(profile: Profile, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists():
         raise ProfileError(f"{folder}: exists already; a profile is never overwritten")
-    part = folder.parent / f".{folder.name}.{os.getpid()}.part"
     try:
-        part.mkdir(parents=True)
-        (part / PROFILE_FILE).write_text(_toml_file(profile), encoding="utf-8")
-        if profile.tasks:
-            _write_rows(profile.quality, part / _QUALITY_FILE)
-        if len(profile.speed_rows):
-            _write_rows(profile.speed_rows, part / _SPEEDS_FILE)
-        read_profile(part / PROFILE_FILE, profile.size_accounting)
-        os.replace(part, folder)
+        remove_stale_in(folder.parent)
+        with temporary_folder(folder.parent) as room:
+            part = room / folder.name
+            part.mkdir()
+            (part / PROFILE_FILE).write_text(_toml_file(profile), encoding="utf-8")
+            if profile.tasks:
+                _write_rows(profile.quality, part / _QUALITY_FILE)
+            if len(profile.speed_rows):
+                _write_rows(profile.speed_rows, part / _SPEEDS_FILE)
+            read_profile(part / PROFILE_FILE, profile.size_accounting)
+            os.replace(part, folder)
     except OSError as error:
         raise ProfileError(f"{folder}: cannot be written: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_rows(rows: pd.DataFrame, path: Path) -> None:

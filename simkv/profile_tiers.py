@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simkv.errors import ProfileError
+from simkv.experiment_files import remove_stale_in, temporary_folder
 from simkv.profile_saving import tier_row
 from simkv.profile_types import TierSpec
 from simkv.profile_values import (
@@ -140,16 +141,15 @@ def save_tiers(measured: MeasuredTiers, path: Path) -> None:
     """
     if path.exists():
         raise ProfileError(f"{path}: exists already; a measurement is never overwritten")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(_toml_file(measured), encoding="utf-8")
-        load_tiers(part)
-        os.replace(part, path)
+        remove_stale_in(path.parent)
+        with temporary_folder(path.parent) as room:
+            part = room / path.name
+            part.write_text(_toml_file(measured), encoding="utf-8")
+            load_tiers(part)
+            os.replace(part, path)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be written: {one_line(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _toml_file(measured: MeasuredTiers) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simkv.errors import SimkvError
+from simkv.experiment_files import remove_stale_in
 from simkv.profiler.measurement import QualityPlan, measure_quality
 from simkv.profiler.speed_measurement import SpeedPlan, measure_speed
 from simkv.profiler.tiers import TierPlan, measure_tiers
@@ -42,11 +43,13 @@ def measure_all(plan: WholePlan, out: Path, bars: Bars) -> Profile:
     Raises:
         SimkvError: a plan that cannot be carried out, a folder that exists, or parts of another plan.
     """
-    if out.exists():
-        raise SimkvError(f"{out}: exists already; a profile is never overwritten")
     parts = out.with_name(f"{out.name}.parts")
+    if out.exists() and not parts.exists():
+        raise SimkvError(f"{out}: exists already; a profile is never overwritten")
     _claim(parts, f"{measuring_identity()}\n{plan!r}")
     quality, speed, tiers = parts / f"{out.name}-quality", parts / f"{out.name}-speed", parts / "tiers.toml"
+    if out.exists():  # killed between writing the profile and removing its parts
+        return _finished(tiers, out, parts)
     if not tiers.exists():
         with bars("tiers") as progress:
             measure_tiers(plan.tiers, tiers, progress)
@@ -59,9 +62,19 @@ def measure_all(plan: WholePlan, out: Path, bars: Bars) -> Profile:
     both = with_tiers(compose(load_profile(quality), load_profile(speed)), load_tiers(tiers))
     profile = replace(both, name=out.name)
     save_profile(profile, out)
-    os.replace(tiers, out / tiers.name)
-    shutil.rmtree(parts)
-    return profile
+    return _finished(tiers, out, parts)
+
+
+def _finished(tiers: Path, out: Path, parts: Path) -> Profile:
+    """Move the tiers' file into the profile's folder, and remove what it was composed of."""
+    if tiers.exists():
+        os.replace(tiers, out / tiers.name)
+    for path in parts.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    remove_stale_in(out.parent)
+    shutil.rmtree(parts)  # the plan last, so that what is left by a kill is never taken for another plan's
+    return load_profile(out)
 
 
 def _claim(parts: Path, plan: str) -> None:

@@ -72,14 +72,17 @@ def measure_quality(plan: QualityPlan, out: Path, progress: Callable[[int, int],
     Raises:
         SimkvError: a plan that cannot be carried out, or a folder that exists.
     """
-    if out.exists():
+    path = out.with_name(out.name + ".rows.jsonl")
+    if out.exists() and not path.exists():
         raise SimkvError(f"{out}: exists already; a profile is never overwritten")
     source = open_source(plan.model, plan.device)
     length = plan.length or source.length
     workloads, hashes = _workloads(plan, source, length)
     settings, compressors = _settings(plan, source, length)
     identity = _identity(plan, source, workloads, length) | ({"files": hashes} if hashes else {})
-    rows = RowFile(out.with_name(out.name + ".rows.jsonl"), identity, {str(s.variant): repr(s) for s in settings}, Row)
+    rows = RowFile(path, identity, {str(s.variant): repr(s) for s in settings}, Row)
+    if out.exists():
+        return rows.finished(out)
     try:
         _measure(source.model, workloads, settings, rows, plan.query_aware, progress)
         variants = [setting.variant for setting in settings]

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from simkv.errors import SimkvError
+from simkv.experiment_files import remove_stale_in
+from simkv.profiles import Profile, load_profile
 
 __all__ = ["Row", "RowFile", "SpeedRow"]
 
@@ -136,6 +138,12 @@ class RowFile(Generic[R]):
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+    def finished(self, out: Path) -> Profile:
+        """The profile that was written of these rows when a kill came before they were removed, which is done now."""
+        self.remove()
+        remove_stale_in(out.parent)
+        return load_profile(out)
 
     def remove(self) -> None:
         """The rows are in a profile now."""

@@ -79,7 +79,8 @@ def measure_speed(
     Raises:
         SimkvError: a plan that cannot be carried out, or a folder that exists.
     """
-    if out.exists():
+    path = out.with_name(out.name + ".rows.jsonl")
+    if out.exists() and not path.exists():
         raise SimkvError(f"{out}: exists already; a profile is never overwritten")
     lengths = _lengths(plan)
     subject = open_subject(plan.model, plan.device, max(lengths), plan.seed)
@@ -95,7 +96,9 @@ def measure_speed(
     machine = facts_of_machine(plan.device)
     identity = _identity(plan, subject, machine, patience)
     makers = {str(setting.variant): repr(setting) for setting in settings}
-    rows = RowFile(out.with_name(out.name + ".rows.jsonl"), identity, makers, SpeedRow)
+    rows = RowFile(path, identity, makers, SpeedRow)
+    if out.exists():
+        return rows.finished(out)
     try:
         _measure(run, rows, progress)
         facts = _facts(plan, subject, identity, compressors, machine, list(rows.rows.values()), lengths)

@@ -102,6 +102,7 @@ def measure_tiers(
     Raises:
         SimkvError: a file that exists, a disk without room, or a folder that cannot be written to.
     """
+    remove_stale_in(out.parent)
     if out.exists():
         raise SimkvError(f"{out}: exists already; a measurement is never overwritten")
     _check(plan)
