@@ -195,12 +195,19 @@ def _print_speed(profile: "Profile", out: Path, as_json: bool) -> None:
         [
             ("prefill", f"{duration(profile.prefill.seconds(longest))} for {longest:,} tokens"),
             ("off by", f"at most {facts['residuals']['prefill']:.1%} of the measured prefills"),
+            *[(f"{what} lines", _residuals(facts["residuals"][what])) for what in ("encode", "decode")],
             ("interpolated", _interpolated(facts["interpolated"])),
-            ("on", str(facts["device"])),
+            ("copies", f"{facts['copy_bytes_per_s'] / 1e9:.3g} GB/s read and written within {facts['device']}"),
             ("profile", str(out)),
         ]
     )
     print(f"see more with: simkv profile show {out}")
+
+
+def _residuals(found: dict[str, float]) -> str:
+    """How far lines are from the points that they were fitted to."""
+    values = sorted(found.values())
+    return f"off by {values[len(values) // 2]:.1%} (median), at most {values[-1]:.1%}" if values else "none"
 
 
 def _interpolated(places: list[str]) -> str:

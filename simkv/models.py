@@ -1,7 +1,12 @@
 """Shapes of known LLMs: what the bytes of a KV cache follow from, and nothing else.
 
-A shape comes from the table below by name or from a Hugging Face ``config.json``.  Sliding-window
-and latent-attention models are refused, since their caches are not 2 x layers x KV heads x head dim.
+A shape comes from the table below by name or from a Hugging Face ``config.json``.  Sliding-window and latent-attention
+models are refused, since their caches are not 2 x layers x KV heads x head dim.
+
+The table was checked against the models' published files on 2026-11-26 (sources: ``simkv/profiler/architectures.py``).
+Three windows are not their ``max_position_embeddings``: qwen3-8b's 40,960 are 131,072 with the YaRN scaling of its
+model card, longchat's 4,096 are stretched eightfold (``rope_condense_ratio``), and qwen3-30b-a3b's are those of its
+revision 2507 (the first had 40,960).
 """
 
 import json

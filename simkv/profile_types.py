@@ -94,8 +94,8 @@ class PrefillFit:
 
     A positive ``base_s`` is paid by every prefill; a negative one makes the first tokens of the prompt
     cheap, so it belongs to their *positions*: with ``base_s`` <= 0 and no floor, prefilling a prompt in
-    two parts costs as much as in one.  Where no polynomial fits what was measured, ``points`` hold (tokens, seconds) of
-    whole prompts, less ``base_s``, between which the work of a prompt's positions is interpolated.
+    two parts costs as much as in one.  Where no polynomial fits what was measured, ``points`` hold (tokens,
+    seconds) of the work up to a position, beside ``base_s``, between which a prompt's positions are interpolated.
     """
 
     base_s: float

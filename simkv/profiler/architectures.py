@@ -50,7 +50,13 @@ ARCHITECTURES = {
     "qwen3-30b-a3b": Architecture(32, 2048, 768, 151_936, experts=128, active=8),
     "longchat-7b": Architecture(32, 4096, 11_008, 32_000),
 }
-"""Sizes as the models' published configurations state them."""
+"""Sizes as the models' published ``config.json`` files state them: ``num_attention_heads``, ``hidden_size``,
+``intermediate_size`` (``moe_intermediate_size``, ``num_experts``, ``num_experts_per_tok``) and ``vocab_size``.
+
+Checked on 2026-11-26 against public copies of those files (longchat-7b-v1.5-32k, Qwen2.5-7B, Qwen3-8B) and against
+LitGPT's table of the same files (https://github.com/Lightning-AI/litgpt, ``litgpt/config.py`` at 2685705; all but
+longchat), whose ``padded_vocab_size`` is the file's ``vocab_size``.
+"""
 
 
 def weight_bytes(name: str, itemsize: int) -> tuple[int, int]:

@@ -4,7 +4,6 @@ What it is: fits whose *largest relative* residual is the smallest possible (lin
 charges short and long contexts alike.  What it is not: the measured points (``speed.py``).
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -42,21 +41,21 @@ def fit_prefill(seconds: Mapping[tuple[int, int], float]) -> tuple[PrefillFit, f
     """The cost model of {(new tokens, cached tokens): seconds}, and its largest relative residual.
 
     seconds = max(floor, base + a n + b ((c + n)^2 - c^2)); of fewer than six points without b, of fewer than four
-    without base.  Where its residual exceeds ``MOST_RESIDUAL`` and whole
-    prompts interpolated between their measured points do better, the model is those points; the residual is what is
-    left even so.
+    without base.  Where its residual exceeds ``MOST_RESIDUAL``, the work up to every measured position of a prompt is
+    fitted by itself and interpolated between them, which is kept when it does better; the residual is what is left
+    even so.
     """
     grid = sorted(seconds)
     measured = np.array([max(seconds[point], _TINY_S) for point in grid])
-    candidates = [_polynomial(grid, measured, floor) for floor in (0.0, *sorted(set(measured))[: len(grid) // 2])]
-    best = min(candidates, key=lambda fit: _prefill_residual(fit, grid, measured))
-    residual = _prefill_residual(best, grid, measured)
-    if residual > MOST_RESIDUAL:
-        whole = {new: seconds[new, cached] for new, cached in grid if not cached}
-        interpolated = _interpolated(best, whole)
-        if interpolated and _prefill_residual(interpolated, grid, measured) < residual:
-            return interpolated, _prefill_residual(interpolated, grid, measured)
-    return best, residual
+    floors = (0.0, *sorted(set(measured))[: len(grid) // 2])
+
+    def residual(fit: PrefillFit) -> float:
+        return _prefill_residual(fit, grid, measured)
+
+    best = min((_polynomial(grid, measured, floor) for floor in floors), key=residual)
+    if residual(best) > MOST_RESIDUAL:
+        best = min([best, *(_positions(best, grid, measured, floor) for floor in floors)], key=residual)
+    return best, residual(best)
 
 
 def largest_residual(found: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
@@ -77,24 +76,39 @@ def _polynomial(grid: Sequence[tuple[int, int]], measured: NDArray[np.float64], 
     return PrefillFit(found.get(0, 0.0), found[1], found.get(2, 0.0), floor)
 
 
-def _interpolated(fit: PrefillFit, whole: Mapping[int, float]) -> PrefillFit | None:
-    """Whole prompts as they were measured, less what every prefill pays; None when that is not rising."""
-    points = tuple((tokens, max(0.0, value - fit.base_s)) for tokens, value in sorted(whole.items()))
-    rising = all(left[1] < right[1] for left, right in itertools.pairwise(points))
-    return replace(fit, points=points) if len(points) > 1 and rising else None
+def _positions(
+    slope: PrefillFit, grid: Sequence[tuple[int, int]], measured: NDArray[np.float64], floor: float
+) -> PrefillFit:
+    """With this floor, the work between any two neighbouring positions at which a measurement begins or ends.
+
+    Beyond the last of them it follows ``slope``.
+    """
+    above = measured > floor * (1 + MOST_RESIDUAL)
+    if not above.any():
+        return slope
+    new, cached = np.array(grid)[above].T
+    places = np.unique(np.concatenate([cached, cached + new]))
+    places = places[places > cached.min()]
+    within = (places > cached[:, None]) & (places <= (cached + new)[:, None])  # [points, places]
+    if len(new) > len(places):
+        base, *work = _least_relative(np.column_stack([np.ones(len(new)), within]), measured[above])
+    else:  # so few points do not tell a base from the work
+        base, work = slope.base_s, _least_relative(within.astype(np.float64), measured[above], slope.base_s)
+    points = zip((int(place) for place in places), (float(value) for value in np.cumsum(work)), strict=True)
+    return replace(slope, base_s=base, floor_s=float(floor), points=tuple(points))
 
 
 def _prefill_residual(fit: PrefillFit, grid: Sequence[tuple[int, int]], measured: NDArray[np.float64]) -> float:
     return largest_residual(np.array([fit.seconds(new, cached) for new, cached in grid]), measured)
 
 
-def _least_relative(columns: NDArray[np.float64], measured: NDArray[np.float64]) -> list[float]:
-    """Coefficients, none negative, whose largest relative residual is the smallest."""
+def _least_relative(columns: NDArray[np.float64], measured: NDArray[np.float64], given: float = 0.0) -> list[float]:
+    """Coefficients, none negative, whose largest relative residual is the smallest; ``given`` is added to all."""
     relative = columns / measured[:, None]
     scale = relative.max(axis=0)
     scaled = relative / scale
     slack = -np.ones((len(measured), 1))
     limits = np.block([[scaled, slack], [-scaled, slack]])
-    ones = np.ones(len(measured))
-    found = linprog([*[0.0] * len(scale), 1.0], A_ub=limits, b_ub=np.concatenate([ones, -ones]), bounds=(0, None))
+    target = 1 - given / measured
+    found = linprog([*[0.0] * len(scale), 1.0], A_ub=limits, b_ub=np.concatenate([target, -target]), bounds=(0, None))
     return [float(value) for value in found.x[:-1] / scale]

@@ -123,6 +123,17 @@ def test_a_prefill_that_is_no_polynomial_is_interpolated() -> None:
     assert pytest.approx(whole[1024] - whole[512] + fit.base_s) == fit.seconds(512, 512)
 
 
+def test_measured_prefills_behind_cached_tokens_count_too() -> None:
+    """Work that jumps at 256 tokens, whole and cached: no polynomial fits, positions do, to the last measurement."""
+    work = {64: 0.001, 128: 0.002, 256: 0.004, 512: 0.04, 1024: 0.2}
+    wholes = {(n, 0): 0.01 + value for n, value in work.items()}
+    rests = {(n // 2, n // 2): 0.01 + value - work[n // 2] for n, value in work.items() if n > 64}
+    fit, residual = fit_prefill(wholes | rests)
+    assert fit.points
+    assert residual < 1e-6
+    assert [pytest.approx(value) for value in rests.values()] == [fit.seconds(*place) for place in rests]
+
+
 def test_prefill_points_and_their_table_agree() -> None:
     """The simulator's table of positions and single look-ups are the same function."""
     fit = PrefillFit(0.0, 1e-4, 0.0, points=((100, 0.01), (200, 0.05)))

@@ -88,6 +88,21 @@ def test_a_load_line_replaces_bandwidth_and_decoding() -> None:
     assert (0, [0]) == (costs.decode_fixed[1][1], costs.decode[1][1])
 
 
+def test_a_run_charges_what_was_measured_where_no_line_fits() -> None:
+    """Of 150 tokens: prefill halfway between 20 and 30 ms, then decode halfway between 5 and 9 ms after 75 us of load.
+
+    Blocks that share a load keep to the line, since points do not add up: 200 tokens x 200 ns after 100 us.
+    """
+    lines = {KIVI4: Line(2e-7, points=((100, 5e-3), (200, 9e-3)))}
+    changes = {"decode_lines": lines, "prefill": PrefillFit(0.0, 1e-5, points=((100, 0.02), (200, 0.03)))}
+    profile = make_profile(variants=(RAW, KIVI4), size_ratio={RAW: 1.0, KIVI4: 0.5}, **changes)
+    policy = {"name": "lru", "variant": "kivi:4"}
+    whole = simulate(make_trace([[0], [0]], tokens=150), profile, policy).requests
+    assert [pytest.approx(0.025), pytest.approx(0.007075)] == whole["ttft_s"].tolist()
+    blocks = simulate(make_trace([[0, 1], [0, 1]]), profile, policy).requests
+    assert [pytest.approx(0.03), pytest.approx(0.00014)] == blocks["ttft_s"].tolist()
+
+
 def test_missing_numbers_are_errors() -> None:
     """A tier without load line and a variant without decode line cannot be costed."""
     with pytest.raises(ProfileError, match="decode line of kivi:4"):
