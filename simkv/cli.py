@@ -132,7 +132,7 @@ def sweep(
     set_: Changes = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what is there.")] = False,
     compare: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Compare this policy's curve with the others.")
+        str | None, typer.Option(metavar="LABEL", help="Compare this policy's curve, or the Bound's, with the others.")
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="Q,...", help="Compare curves at these qualities, not with every setting.")
@@ -144,9 +144,10 @@ def sweep(
 ) -> None:
     """Compute a study and print its policy table.  Runs that are there already are not computed again."""
     from simkv.cli_results import print_comparison, print_policies, study_rows, study_traces
+    from simkv.experiment_bounds import bound_label
 
     study = _study(config, set_)
-    labels = [entry.policy.title for entry in study.policies]
+    labels = [entry.policy.title for entry in study.policies] + ([bound_label(study.bound)] if study.bound else [])
     if compare is not None and compare not in labels:
         raise ConfigError(f"--compare: {unknown_name('label', compare, labels)}")
     if compare is None and at is not None:

@@ -25,6 +25,11 @@ __all__ = ["print_bound", "print_comparison", "print_policies", "print_summary",
 
 _LOG = logging.getLogger(__name__)
 _TIMES = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
+_MOVED = {
+    "ssd_written_bytes_per_request": "SSD written",
+    "pristine_read_bytes_per_request": "pristine read",
+    "recodings_per_request": "recoded",
+}
 _MARKS = {"": "", "long chord": "*", "outside": "+"}
 _SERVICE = {"tpot_mean_s": "TPOT (s)", "slo_share": "in SLO (%)", "goodput_per_s": "goodput (1/s)"}
 _REQUESTS, _TOKENS = "request_share_", "token_share_"
@@ -47,10 +52,10 @@ def print_summary(result: Result) -> None:
         ("quality, mean", fixed(summary["quality_mean"]) + _interval(summary, "quality_mean{}", fixed)),
         ("hit ratio by token", f"{percent(summary['token_hit_ratio'])} %"),
         *_shares(summary),
-        ("SSD written", _bytes(summary["ssd_written_bytes"])),
+        ("SSD written", _per_request(summary, "ssd_written_bytes", _bytes)),
         ("SSD lifetime", _lifetime(summary["ssd_lifetime_years"])),
-        ("pristine copies read", format_bytes(summary["pristine_read_bytes"])),
-        ("recompressions", f"{summary['recodings']:,}"),
+        ("pristine copies read", _per_request(summary, "pristine_read_bytes", _bytes)),
+        ("recompressions", _per_request(summary, "recodings", lambda count: f"{count:,.4g}")),
         ("entries refused", f"{summary['refused']:,}"),
         ("simulated time", duration(summary["makespan_s"])),
         ("computed in", f"{duration(summary['wall_s'])} ({summary['engine']})"),
@@ -94,6 +99,11 @@ def _share_kind(blocks_mean: float) -> str:
     return _REQUESTS if blocks_mean <= 1 else _TOKENS
 
 
+def _per_request(summary: dict[str, Any], key: str, shown: Any) -> str:
+    total, each = summary[key], summary[f"{key}_per_request"]
+    return f"{shown(total)}, {shown(each)} per request" if total else str(shown(total))
+
+
 def _bytes(count: float | None) -> str:
     return "-" if count is None or count != count else format_bytes(count)
 
@@ -109,14 +119,14 @@ def print_policies(table: pd.DataFrame) -> None:
     shares = [str(column) for column in table.columns if str(column).startswith(kind)]
     shares.sort(key=f"{kind}recompute".__eq__)
     service = {key: head for key, head in _SERVICE.items() if key in table and table[key].notna().all()}
-    metrics = [*_TIMES, "quality_mean", *service, *shares, "ssd_written_bytes"]
-    points = average_seeds(table.fillna(dict.fromkeys([*shares, "ssd_written_bytes"], 0.0)), metrics)
+    metrics = [*_TIMES, "quality_mean", *service, *shares, *_MOVED]
+    points = average_seeds(table.fillna(dict.fromkeys([*shares, *_MOVED], 0.0)), metrics)
     points["knob"] = knob_texts(points)
     factors = factor_columns(points)
     seeds = ["seeds"] if (points["seeds"] > 1).any() else []
     tiers = [tier_title(share.removeprefix(kind)).replace("recompute", "recomp.") for share in shares]
     headers = ["policy", "setting", *factors, *seeds, "TTFT (s)", "p50 (s)", "p90 (s)", "p99 (s)", "quality"]
-    headers += [*service.values(), *(f"{tier} (%)" for tier in tiers), "SSD written"]
+    headers += [*service.values(), *(f"{tier} (%)" for tier in tiers), *_MOVED.values()]
     unused = [f"{tier} (%)" for tier, share in zip(tiers, shares, strict=True) if not points[share].any()]
     rows = [
         [
@@ -126,13 +136,16 @@ def print_policies(table: pd.DataFrame) -> None:
             *(fixed(point[column]) for column in (*_TIMES, "quality_mean")),
             *(percent(point[key]) if head.endswith("(%)") else fixed(point[key]) for key, head in service.items()),
             *(percent(point[column]) for column in shares),
-            format_bytes(point["ssd_written_bytes"]),
+            *(format_bytes(point[column]) for column in list(_MOVED)[:2]),
+            fixed(point["recodings_per_request"]),
         ]
         for point in points.to_dict("records")
     ]
-    print_table(headers, rows, text=2 + len(factors), spare=[*unused, "p50 (s)", "p99 (s)", "SSD written", "p90 (s)"])
+    moved = [name for column, name in _MOVED.items() if not points[column].any()]
+    spare = [*unused, *moved, "p50 (s)", "p99 (s)", *reversed(_MOVED.values()), "p90 (s)"]
+    print_table(headers, rows, text=2 + len(factors), spare=list(dict.fromkeys(spare)))
     of = "requests, by the slowest tier that they loaded from" if kind == _REQUESTS else "prompt tokens"
-    print(f"TTFT is the mean; shares are of {of}")
+    print(f"TTFT is the mean; shares are of {of}; the last three columns are per request, over the whole run")
     for warning in dict.fromkeys(text for texts in table["warnings"] for text in json.loads(texts)):
         _LOG.warning("%s", warning)
 
@@ -166,6 +179,8 @@ def print_comparison(table: pd.DataFrame, label: str, results: Path, at: list[fl
         compared.to_csv(temporary, index=False)
     means, tails = (compared[compared["delay"] == delay].reset_index(drop=True) for delay in COMPARED_DELAYS)
     means["knob"] = _settings(means)
+    place = ["baseline", "params", *factors, *(["quality_mean"] if at else [])]
+    tail_of = {tuple(row[column] for column in place): row for row in records(tails)}
     headers = ["policy", "setting", *factors, "TTFT (s)", "quality", "TTFT ratio", "p90 ratio", "quality gain (%)"]
     rows = [
         [
@@ -175,10 +190,10 @@ def print_comparison(table: pd.DataFrame, label: str, results: Path, at: list[fl
             fixed(row["delay_s"]),
             fixed(row["quality_mean"]),
             _ranged(row, "delay_ratio", lambda value: fixed(value, 2)),
-            _ranged(tail, "delay_ratio", lambda value: fixed(value, 2)),
+            _ranged(tail_of.get(tuple(row[column] for column in place)), "delay_ratio", lambda value: fixed(value, 2)),
             _ranged(row, "quality_gain", percent),
         ]
-        for row, tail in zip(records(means), records(tails), strict=True)
+        for row in records(means)
     ]
     print(f"{label} against the others: their TTFT / its own at equal quality, its gain in quality at equal TTFT")
     print_table(headers, rows, text=2 + len(factors))
@@ -192,7 +207,9 @@ def _settings(compared: pd.DataFrame) -> list[str]:
     return knob_texts(compared.assign(label=compared["baseline"], params=params))
 
 
-def _ranged(row: dict[str, Any], name: str, shown: Any) -> str:
+def _ranged(row: dict[str, Any] | None, name: str, shown: Any) -> str:
+    if row is None:
+        return str(shown(None))
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     mark = _MARKS[row[f"{name}_flag"]] if row[name] is not None else ""
     ends = "" if low is None else f" ({shown(low)} to {shown(high)})"

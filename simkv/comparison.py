@@ -170,7 +170,8 @@ def compare_curves(
         ours = (settings["label"] == label).to_numpy()
         curve = points.only(ours)
         heads, others = _at_qualities(settings, points, ours, at) if at else _each(settings, points, ~ours)
-        compared = _compared(curve, others, heads.pop("flag").tolist(), delay)
+        straight = bool((settings.loc[ours, "policy"] == _BOUND).all())
+        compared = _compared(curve, others, heads.pop("flag").tolist(), delay, straight)
         for place, (column, value) in enumerate(zip(by, key, strict=True)):
             heads.insert(place, column, value)
         frames.append(pd.concat([heads.reset_index(drop=True), compared], axis=1))
@@ -189,7 +190,7 @@ def compared_results(
 
     Returns:
         ``compare_curves`` of each of COMPARED_DELAYS, one below the other, told apart by the column ``delay``; the
-        baseline's delay is ``delay_s``.  Raises SimkvError.
+        baseline's delay is ``delay_s``.  A bound has no percentiles.  Raises SimkvError.
     """
     by = list(by)
     runs = table.loc[table["policy"] != _BOUND, "run"].tolist()
@@ -197,6 +198,8 @@ def compared_results(
     frames = []
     for delay in COMPARED_DELAYS:
         kept = table[table[delay].notna()]
+        if label in set(table["label"]) - set(kept["label"]):
+            continue  # a bound has no percentiles
         compared = compare_curves(kept, label, by=by, at=at, delay=delay, resampled=resampled)
         compared.insert(len(by), "delay", delay)
         frames.append(compared.rename(columns={delay: "delay_s"}))
@@ -278,8 +281,11 @@ def _at_qualities(
     return pd.DataFrame(heads), _Points(delays, qualities, points.units)
 
 
-def _compared(curve: _Points, others: _Points, flags: Sequence[str], delay: str) -> pd.DataFrame:
-    """Both figures of every other point with their intervals and flags; ``flags`` are those of the other points."""
+def _compared(curve: _Points, others: _Points, flags: Sequence[str], delay: str, straight: bool) -> pd.DataFrame:
+    """Both figures of every other point with their intervals and flags.
+
+    ``flags`` are those of the other points; ``straight`` is for a bound, whose chords are exact.
+    """
     ratios, gains = [], []
     fronts = curve.fronts()
     for rows, delays, qualities in zip(fronts, others.delay, others.quality, strict=True):
@@ -302,6 +308,7 @@ def _compared(curve: _Points, others: _Points, flags: Sequence[str], delay: str)
         found[name] = np.where(known, figures[0][0], np.nan)
         found[f"{name}_low"] = np.where(known, [low for low, _ in ends], np.nan)
         found[f"{name}_high"] = np.where(known, [high for _, high in ends], np.nan)
+        longest = np.inf if straight else longest
         found[f"{name}_flag"] = [_flag(read, at, longest) or flag for at, flag in zip(places, flags, strict=True)]
     return found
 

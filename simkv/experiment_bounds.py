@@ -17,7 +17,7 @@ from simkv.config import BoundConfig, PolicyConfig, RunConfig
 from simkv.errors import SimkvError
 from simkv.traces.trace import Trace
 
-__all__ = ["BOUND", "SavedBound", "bound_identity", "bound_rows", "bound_runner", "without_policy"]
+__all__ = ["BOUND", "SavedBound", "bound_identity", "bound_label", "bound_rows", "bound_runner", "without_policy"]
 
 BOUND = "bound"
 _FILE = "meta.json"
@@ -41,6 +41,11 @@ def without_policy(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"policy": PolicyConfig(name="recompute")})
 
 
+def bound_label(asked: BoundConfig) -> str:
+    """What tables and figures call it."""
+    return "Bound" if asked.anticipation == "none" else f"Bound ({asked.anticipation})"
+
+
 def bound_identity(run_identity: str, asked: BoundConfig) -> str:
     """The name of a bound's folder: a hash of the run's identity without its policy, and of what is asked."""
     return hashlib.sha256((run_identity + asked.model_dump_json()).encode()).hexdigest()
@@ -56,11 +61,10 @@ def _compute(asked: BoundConfig, config: RunConfig, *, trace: Trace, progress: A
     found = import_module("simkv.simulator.bounds").bound_config(
         config, alphas=asked.alphas, anticipation=asked.anticipation, trace=trace
     )
-    label = "Bound" if asked.anticipation == "none" else f"Bound ({asked.anticipation})"
     rows = [
         {
             "policy": BOUND,
-            "label": label,
+            "label": bound_label(asked),
             "params": {"alpha": row["alpha"]},
             "seed": config.seed,
             "requests": found.requests,

@@ -52,6 +52,7 @@ RUN_KEYS = {
     *("policy", "params", "requests", "ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "quality_mean"),
     *("token_hit_ratio", "request_share_dram", "request_share_ssd", "request_share_recompute"),
     *("ssd_written_bytes", "engine", "wall_s"),
+    *("ssd_written_bytes_per_request", "pristine_read_bytes_per_request", "recodings_per_request"),
 }
 
 
@@ -127,7 +128,7 @@ def test_run_prints_a_summary_with_units(folder: Path) -> None:
     assert "60" == lines["requests measured"]
     assert lines["TTFT, p99"].split()[1] in ("ms", "s")
     assert lines["reused from DRAM"].endswith("% of requests")
-    assert lines["SSD written"].endswith("iB")
+    assert lines["SSD written"].endswith("iB per request")
     assert lines["SSD lifetime"].endswith("years")
 
 
@@ -211,6 +212,7 @@ def test_sweep_prints_the_policy_table(folder: Path, swept: Path) -> None:
     lines = ran.stdout.splitlines()
     assert (0, "") == (ran.returncode, ran.stderr)
     assert ["policy", "setting", "tiers.dram.capacity", "TTFT", "(s)"] == lines[0].split()[:5]
+    assert lines[0].split()[-5:] == ["SSD", "written", "pristine", "read", "recoded"]
     assert 2 * (1 + 3) == sum(line.startswith(("Recompute", "KIVI + LRU")) for line in lines)
     assert f"8 runs in {swept}: summary.parquet, summary.csv" in lines
     assert "\x1b" not in ran.stdout
@@ -282,6 +284,22 @@ def test_sweep_compares_curves_at_qualities(folder: Path, swept: Path) -> None:
     assert {"KIVI", "(others)"} == {line.split()[0] for line in lines[:-2]}
     assert "it needs --compare LABEL" in call(*args, "--at", "0.9").stderr
     assert "--at high: write numbers" in call(*args, "--compare", "Recompute", "--at", "high").stderr
+
+
+def test_sweep_compares_with_the_bound(folder: Path, tmp_path: Path) -> None:
+    """The Bound of a study is a label to compare with: no setting needs less, and it has no 90th percentile."""
+    (tmp_path / "trace.parquet").write_bytes((folder / "trace.parquet").read_bytes())
+    study = tmp_path / "study.toml"
+    study.write_text((folder / "study.toml").read_text(encoding="utf-8") + "\n[bound]\nalphas = [0.0, 0.5, 2.0]\n")
+    outcome = call("sweep", study, "--out", tmp_path / "out", "--no-plots", "--compare", "Bound")
+    assert 0 == outcome.exit_code, outcome.stderr
+    written = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert {"ttft_mean_s"} == set(written["delay"])
+    assert (written["delay_ratio"] >= 1).all()
+    assert (
+        "Recompute against the others"
+        in call("sweep", study, "--out", tmp_path / "out", "--no-plots", "--compare", "Recompute").stdout
+    )
 
 
 def test_sweep_of_a_single_run(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

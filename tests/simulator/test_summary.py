@@ -57,6 +57,8 @@ def test_summary_from_the_rows_alone(result: Result) -> None:
         "recodings": sum(m["from_tier"] != "" != m["to_tier"] and m["from_variant"] != m["to_variant"] for m in moves),
         "makespan_s": max(row["arrival_s"] + row["ttft_s"] for row in result.requests.to_dict("records")),
     }
+    for name in ("ssd_written_bytes", "recodings"):
+        expected[f"{name}_per_request"] = expected[name] / len(result.requests)
     expected["ssd_lifetime_years"] = 10**13 / (written["ssd"] / expected["makespan_s"]) / (365.25 * 86_400)
     assert expected == pytest.approx({name: result.summary[name] for name in expected}, rel=1e-9)
     assert min(written.values()) > 0 and expected["recodings"] > 0
