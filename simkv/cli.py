@@ -1,8 +1,9 @@
-"""The command line: the verbs run, sweep, bound and plot, and the groups trace and profile.
+"""The command line: the verbs run, sweep, bound, plot and validate, and the groups trace and profile.
 
 What it is: parsing; each verb calls the library and prints.  What it is not: the calls themselves, nor errors
-(``cli_verb.py``), printing (``cli_output.py``, ``cli_results.py``) or the groups (``cli_trace.py``,
-``cli_profile.py``).  Everything heavy is imported inside the verbs, so that ``simkv --help`` answers at once.
+(``cli_verb.py``), printing (``cli_output.py``, ``cli_results.py``), validate (``cli_validate.py``) or the groups
+(``cli_trace.py``, ``cli_profile.py``).  Everything heavy is imported inside the verbs, so that ``simkv --help``
+answers at once.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from simkv.cli_profile import profile_app
 from simkv.cli_profile_quality import add_quality
 from simkv.cli_profile_speed import add_speed
 from simkv.cli_trace import trace_app
+from simkv.cli_validate import add_validate
 from simkv.cli_verb import Changes, Debug, JsonText, Verb, Verbose, changes, say
 from simkv.errors import ConfigError, SimkvError, unknown_name
 
@@ -45,6 +47,7 @@ app.add_typer(trace_app, name="trace")
 add_quality(profile_app)
 add_speed(profile_app)
 app.add_typer(profile_app, name="profile")
+add_validate(app)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of a run or study.")]
 

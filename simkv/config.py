@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, TypeVar, overload
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from simkv.config_errors import config_error, shown, shown_key
 from simkv.config_fields import Warmup, literal
+from simkv.config_files import read_tables
 from simkv.config_models import (
     BoundConfig,
     EngineConfig,
@@ -59,8 +59,6 @@ __all__ = [
     "with_profile_tiers",
 ]
 
-_MAX_FILE_BYTES = 1 << 20
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -71,17 +69,7 @@ def load_config(path: str | Path) -> RunConfig | StudyConfig:
     and from the current folder otherwise.  Raises ConfigError.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error}") from error
-    if len(content) > _MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes; not a configuration")
-    try:
-        table = tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from error
+    table = read_tables(path)
     _anchor_paths(table, path.parent)
     return parse_config(table, where=str(path))
 

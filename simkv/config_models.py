@@ -40,6 +40,7 @@ __all__ = [
     "PolicyGrid",
     "ProfileConfig",
     "RunConfig",
+    "Section",
     "StudyConfig",
     "TierConfig",
     "TraceConfig",
@@ -49,7 +50,7 @@ _TIER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _RESERVED_TIERS = ("recompute",)  # the word for "no tier" in result frames
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """A table of the configuration: frozen, strictly typed, unknown keys named with their nearest neighbour."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -71,7 +72,7 @@ class _Section(BaseModel):
                 raise KeyProblem(name, f"has no effect without {needed}; remove it")
 
 
-class TraceConfig(_Section):
+class TraceConfig(Section):
     """Which requests are replayed, and what is done to them first."""
 
     file: Text | None = None
@@ -106,7 +107,7 @@ class TraceConfig(_Section):
         return self
 
 
-class ProfileConfig(_Section):
+class ProfileConfig(Section):
     """Whose qualities, sizes and speeds: shipped profiles or paths.  ``sizes`` None is the profile's own choice.
 
     ``tasks`` says which of the profile's tasks stands for a task of the trace, {trace's: profile's}.
@@ -118,7 +119,7 @@ class ProfileConfig(_Section):
     tasks: dict[str, str] = Field(default_factory=dict)
 
 
-class LinkConfig(_Section):
+class LinkConfig(Section):
     """The link between host and GPU.  Bandwidths are per channel; ``write`` defaults to ``read``."""
 
     read_bytes_per_s: BytesPerSecond = Field(alias="read")
@@ -140,7 +141,7 @@ class LinkConfig(_Section):
         )
 
 
-class TierConfig(_Section):
+class TierConfig(Section):
     """One storage level.  ``capacity_bytes`` None is unlimited; bandwidths are per channel."""
 
     name: str
@@ -174,7 +175,7 @@ class TierConfig(_Section):
         )
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """How requests are served and what is measured.  ``concurrency`` counts in closed loops only.
 
     With ``decode``, output tokens are generated; without step times of its own a run takes those of its profile.
@@ -225,7 +226,7 @@ class EngineConfig(_Section):
             raise KeyProblem("decode", "needs overlap = 'none': a batch cannot stall for the layers of one request")
 
 
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """A known policy or ``module:Class``; every key but name and label is one of its parameters."""
 
     name: Text
@@ -247,7 +248,7 @@ class PolicyConfig(_Section):
         return self.label or self.name
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: everything that a simulation depends on.  Tiers are ordered from fast to slow."""
 
     name: Text = "run"
@@ -274,14 +275,14 @@ class RunConfig(_Section):
         return self
 
 
-class PolicyGrid(_Section):
+class PolicyGrid(Section):
     """One policy of a study with the values that its parameters take."""
 
     policy: PolicyConfig
     grid: dict[str, list[Param]]
 
 
-class BoundConfig(_Section):
+class BoundConfig(Section):
     """The bound of a study, computed once for each point of its grid: at which weights, and for which policies."""
 
     alphas: tuple[Annotated[float, Field(ge=0, le=1e9)], ...] = Field(
@@ -293,7 +294,7 @@ class BoundConfig(_Section):
     anticipation: Literal["none", "prefetch", "raise"] = "none"
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """A study: a base run, a grid over dotted keys, policies, a bound.  ``source`` is where it was read from."""
 
     base: RunConfig

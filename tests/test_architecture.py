@@ -20,8 +20,17 @@ MOST_FUNCTION_LINES = 60
 FORBIDDEN = {
     "simkv.traces": ("simkv.profiles", "simkv.simulator", "simkv.config", "simkv.figures", "simkv.experiments"),
     "simkv.profile": ("simkv.traces", "simkv.simulator", "simkv.config", "simkv.figures", "simkv.experiments"),
-    "simkv.simulator": ("simkv.figures", "simkv.experiments", "simkv.profiler", "simkv.cli", "torch", "matplotlib"),
+    "simkv.simulator": (
+        "simkv.figures",
+        "simkv.experiments",
+        "simkv.profiler",
+        "simkv.testbed",
+        "simkv.cli",
+        "torch",
+        "matplotlib",
+    ),
     "simkv.simulator.policies": ("simkv.simulator.store", "simkv.simulator.engine", "simkv.simulator.tiers", "simpy"),
+    "simkv.profiler": ("simkv.traces", "simkv.simulator", "simkv.testbed", "simkv.figures", "simkv.experiments"),
     "simkv.figures": ("simkv.simulator", "simkv.experiments", "simkv.config", "torch"),
     "simkv.units": ("simkv.traces", "simkv.profiles", "simkv.simulator", "numpy"),
 }
@@ -97,6 +106,17 @@ def test_module_imports_only_what_it_may(path: Path) -> None:
             if name.startswith(prefix) and not (prefix == "simkv.profile" and name.startswith("simkv.profiler")):
                 assert not module.startswith(banned), f"{name} imports {module}"
         assert not inside or name.startswith("simkv.cli"), f"{name} imports {module} inside a function"
+
+
+def test_only_the_testbed_imports_both_halves() -> None:
+    """simulator and profiler meet in simkv.testbed and in the verbs of the command line, nowhere else."""
+    both = []
+    for path in MODULES:
+        halves = {module.split(".")[1] for module, _ in _imports(path) if module.count(".") and module[:6] == "simkv."}
+        if {"simulator", "profiler"} <= halves and not _name(path).startswith("simkv.cli"):
+            both.append(_name(path))
+    assert both
+    assert [] == [name for name in both if not name.startswith("simkv.testbed.")]
 
 
 def test_no_import_cycles() -> None:

@@ -8,7 +8,7 @@ runs; whoever calls passes frames, as ``Result`` and the sweep's table hold them
 
 One file per figure (``delay_quality.py``, ``hit_share.py`` ...).  They share ``tables.py`` (points of a summary
 table), ``runs.py`` (frames of single runs), ``placing.py`` (text where nothing else is), ``style.py`` (all
-appearance) and ``saving.py``.
+appearance) and ``saving.py``.  The two of ``validation.py`` are drawn by ``simkv validate`` itself, not by ``plot``.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from simkv.figures.occupancy import occupancy
 from simkv.figures.saving import save_figure
 from simkv.figures.trace_stats import trace_stats
 from simkv.figures.ttft_cdf import ttft_cdf
+from simkv.figures.validation import validation_cdf, validation_scatter
 
 __all__ = [
     "FIGURES",
@@ -39,6 +40,8 @@ __all__ = [
     "save_figure",
     "trace_stats",
     "ttft_cdf",
+    "validation_cdf",
+    "validation_scatter",
 ]
 
 FIGURES: dict[str, Callable[..., Figure]] = {

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 
 from simkv.profile_types import Line, PrefillFit
 
-__all__ = ["MOST_RESIDUAL", "fit_line", "fit_prefill", "largest_residual"]
+__all__ = ["MOST_RESIDUAL", "fit_line", "fit_prefill", "interpolated_prefill", "largest_residual"]
 
 MOST_RESIDUAL = 0.1
 """Largest relative residual at any measured point with which a fit stands for its points."""
@@ -56,6 +56,29 @@ def fit_prefill(seconds: Mapping[tuple[int, int], float]) -> tuple[PrefillFit, f
     if residual(best) > MOST_RESIDUAL:
         best = min([best, *(_positions(best, grid, measured, floor) for floor in floors)], key=residual)
     return best, residual(best)
+
+
+def interpolated_prefill(seconds: Mapping[tuple[int, int], float]) -> tuple[PrefillFit, float]:
+    """The cost model that takes whole prompts as they were measured, and its largest relative residual.
+
+    For where {(new tokens, cached tokens): seconds} holds the very lengths in use: what every prefill pays is the
+    median of what short continuations take beyond their share of a whole prompt.  There must be at least two whole
+    prompts and one continuation.
+    """
+    whole = {new: value for (new, cached), value in sorted(seconds.items()) if not cached}
+    lengths, values = list(whole), np.maximum.accumulate(list(whole.values()))
+    fixed = [
+        value - (np.interp(cached + new, lengths, values) - np.interp(cached, lengths, values))
+        for (new, cached), value in seconds.items()
+        if cached
+    ]
+    base = max(0.0, float(np.median(fixed)))
+    rise = _TINY_S * np.arange(1, len(lengths) + 1)  # points must rise
+    points = tuple(zip(lengths, (np.maximum(values - base, 0.0) + rise).tolist(), strict=True))
+    slope = (points[-1][1] - points[-2][1]) / (lengths[-1] - lengths[-2])
+    fit = PrefillFit(base, slope, points=points)
+    grid = sorted(seconds)
+    return fit, _prefill_residual(fit, grid, np.array([max(seconds[point], _TINY_S) for point in grid]))
 
 
 def largest_residual(found: NDArray[np.float64], measured: NDArray[np.float64]) -> float:

@@ -21,7 +21,7 @@ from simkv.profiler.rows import Row
 from simkv.profiler.tasks import Context, Question
 from simkv.profiler.workloads import Workload
 
-__all__ = ["Setting", "halves", "measured_rows"]
+__all__ = ["Setting", "answer_score", "halves", "measured_rows"]
 
 _SEES_QUERIES = frozenset({"queries", "attention"})
 _WINDOW = 64
@@ -47,6 +47,16 @@ def halves(questions: int) -> tuple[slice, slice]:
     A single question scores.
     """
     return slice(0, questions // 2), slice(questions // 2, questions)
+
+
+def answer_score(workload: Workload, output: list[int], question: Question) -> float:
+    """Quality in [0, 1] of an output against a question's answer, which may be what the uncompressed cache said.
+
+    Nothing is matched by nothing, whatever the metric.
+    """
+    if not [token for token in question.answer if token != workload.stop]:
+        return float(not output)
+    return workload.score(output, question)
 
 
 def measured_rows(
@@ -211,10 +221,11 @@ class _Measure:
     def _row(self, variant: Variant, scores: _Scores, size: int, seconds: float) -> Row:
         train, scored = halves(len(self.questions))
         like_raw = [
-            self._score(output, question._replace(answer=raw, references=()))
+            answer_score(self.workload, output, question._replace(answer=raw, references=()))
             for output, question, raw in zip(scores.output, self.questions, self.told, strict=True)
         ]
-        truth = [self._score(output, question) for output, question in zip(scores.output, self.questions, strict=True)]
+        answered = zip(scores.output, self.questions, strict=True)
+        truth = [answer_score(self.workload, output, question) for output, question in answered]
         return Row(
             task=self.workload.task,
             sample=self.sample,
@@ -229,12 +240,6 @@ class _Measure:
             raw_bytes=self.raw_bytes,
             seconds=round(seconds, 4),
         )
-
-    def _score(self, output: list[int], question: Question) -> float:
-        # Nothing, as the uncompressed cache may have said, is matched by nothing, whatever the metric.
-        if not [token for token in question.answer if token != self.workload.stop]:
-            return float(not output)
-        return self.workload.score(output, question)
 
 
 def _nll(logits: Tensor, answer: Sequence[int]) -> float:

@@ -72,7 +72,7 @@ class SpeedModel:
         cache: Any = DynamicCache()
         room = (batch, self.shape.kv_heads, cached + new, self.shape.head_dim)
         for _ in range(self.shape.layers):
-            layer: Any = _Room()
+            layer = _Room()
             layer.keys, layer.values = (
                 torch.empty(room, device=device, dtype=dtype).normal_(generator=source) for _ in "kv"
             )

@@ -19,7 +19,7 @@ from simkv.profiler.compressors.identity import Identity
 from simkv.profiler.measurement import QualityPlan, measure_quality
 from simkv.profiler.models import CachedModel
 from simkv.profiler.plan import built, parsed_parameters, settings_of
-from simkv.profiler.quality import Setting, _Measure, halves, measured_rows
+from simkv.profiler.quality import Setting, answer_score, halves, measured_rows
 from simkv.profiler.rows import Row, RowFile
 from simkv.profiler.small.settings import load_cached
 from simkv.profiler.tasks import TASKS, Question
@@ -140,13 +140,12 @@ def test_a_compressor_that_knows_the_question_keeps_its_answer(model: CachedMode
     assert agnostic.stored_bytes == aware.stored_bytes
 
 
-def test_an_uncompressed_answer_of_nothing_is_matched_by_nothing(model: CachedModel) -> None:
+def test_an_uncompressed_answer_of_nothing_is_matched_by_nothing() -> None:
     """When the uncompressed cache answers nothing, saying something is wrong, and no metric divides by its length."""
     workload = generated(TASKS["needle"], 1, 2, 128, 0, END)
-    measure = _Measure(model, workload, workload.context(0), 0, [], False)
     question = Question((5,), (END,))
-    assert 1.0 == measure._score([], question)
-    assert 0.0 == measure._score([200, 201], question)
+    assert 1.0 == answer_score(workload, [], question)
+    assert 0.0 == answer_score(workload, [200, 201], question)
 
 
 def test_half_of_the_questions_are_for_policies() -> None:

@@ -1,0 +1,171 @@
+"""The open loop: requests are sent at their arrival times, whatever else is under way.
+
+What it is: one thread that sleeps until arrivals, one reader per tier, one that computes, and one that moves bytes in
+the background, as the simulator's channels and compute server are one each.  A hit on bytes that are still on their way
+waits for them.  Times are by the clock on the wall.  What it is not: a serving engine; answers beyond the first token
+are generated when all requests are over, since in the simulation they take no time.
+"""
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from simkv.errors import SimkvError
+from simkv.profiler.compressors.payload import PayloadError
+from simkv.simulator.entries import Placement
+from simkv.testbed.replay import RealStore, Timed, Work
+from simkv.testbed.server import Started
+from simkv.testbed.serving import OwnClock, Served, serve
+from simkv.units import format_bytes
+
+__all__ = ["open_loop"]
+
+Read = Callable[[], bytes]
+
+
+def open_loop(real: RealStore, clock: OwnClock, budget: int, progress: Callable[[int, int], None]) -> list[Timed]:
+    """Send every request at its time; rows in the order of the trace.
+
+    Args:
+        real: store, at the trace's times.
+        clock: waits for a GPU where there is one.
+        budget: most bytes of caches that may wait for their answers.
+        progress: takes (finished, all) requests.
+
+    Raises:
+        SimkvError: damaged payloads, a full disk, payloads that are not what the ledgers say, or too many requests.
+    """
+    model = real.server.model
+    longest = int(real.trace.input_tokens.max()) + int(real.trace.output_tokens.max())
+    kept = (
+        len(real.trace) * longest * model.kv_bytes_per_token * model.model.dtype.itemsize // real.server.half.itemsize
+    )
+    if kept > budget:
+        raise SimkvError(
+            f"requests: an open loop keeps the caches of all {len(real.trace)} until its end, up to "
+            f"{format_bytes(kept)}; the budget is {format_bytes(budget)}"
+        )
+    with ExitStack() as stack:
+        loop = _OpenLoop(real, clock, progress, lambda: stack.enter_context(ThreadPoolExecutor(1)))
+        gc.collect()
+        gc.disable()
+        try:
+            loop.run()
+        finally:
+            gc.enable()
+    real.check()
+    return [loop.rows[request] for request in range(len(real.trace))]
+
+
+class _OpenLoop:
+    """One open loop under way.
+
+    Attributes:
+        rows: finished requests.
+    """
+
+    def __init__(
+        self,
+        real: RealStore,
+        clock: OwnClock,
+        progress: Callable[[int, int], None],
+        worker: Callable[[], ThreadPoolExecutor],
+    ) -> None:
+        self.rows: dict[int, Timed] = {}
+        self._real, self._clock, self._progress = real, clock, progress
+        self._readers = [worker() for _ in real.tiers]
+        self._computer, self._mover = worker(), worker()
+        self._ledgers = threading.Lock()
+        self._on_their_way: dict[int, Future[None]] = {}
+        self._unanswered: list[tuple[Timed, Started, int]] = []
+        self._over = threading.Event()
+        self._failure: BaseException | None = None
+        self._start = 0.0
+
+    def run(self) -> None:
+        """From the first arrival to the last answer; raises what went wrong in any thread."""
+        arrivals = (self._real.trace.arrival_ns / 1e9).tolist()
+        self._start = time.perf_counter()
+        for request, arrival in enumerate(arrivals):
+            pause = self._start + arrival - time.perf_counter()
+            if self._over.wait(pause) if pause > 0 else self._over.is_set():
+                break
+            self._guarded(self._arrive, request)
+        self._over.wait()
+        self._mover.shutdown(wait=True)
+        if self._failure is not None:
+            raise self._failure
+        for row, started, first in self._unanswered:
+            row.answer = self._real.answer(row.request, started, first)
+
+    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Call it; a failure ends the loop."""
+        try:
+            call(*arguments)
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._over.set()
+
+    def _arrive(self, request: int) -> None:
+        sent = time.perf_counter()
+        with self._ledgers:
+            placement, read = self._real.source(request)
+            bytes_here = self._on_their_way.get(int(self._real.trace.block_ids[request]))
+        if placement is None or read is None:
+            self._computer.submit(self._guarded, self._compute, request, sent, sent, None, None)
+            return
+        load = partial(self._readers[placement.tier].submit, self._guarded, self._load, request, sent, placement, read)
+        if bytes_here is None:
+            load()
+        else:
+            bytes_here.add_done_callback(lambda _: load())
+
+    def _load(self, request: int, sent: float, placement: Placement, read: Read) -> None:
+        payload = read()
+        loaded = time.perf_counter()
+        self._computer.submit(self._guarded, self._compute, request, sent, loaded, placement, payload)
+
+    def _compute(
+        self, request: int, sent: float, loaded: float, placement: Placement | None, payload: bytes | None
+    ) -> None:
+        real = self._real
+        context, query = real.bench.prompt(real.requests, request)
+        begun = time.perf_counter()
+        served = self._served(request, placement, payload, context, query)
+        end = time.perf_counter()
+        decode_s = served.decode_s
+        row = Timed(request, placement, loaded - sent, begun - loaded, decode_s, end - begun - decode_s, end - sent)
+        row.wall_s = row.ttft_s
+        arrival_ns = int(real.trace.arrival_ns[request])
+        with self._ledgers:
+            for work in real.step(round((end - self._start) * 1e9), request, arrival_ns, payload, served.started):
+                self._on_their_way[work.key] = self._mover.submit(self._guarded, self._move, work)
+        self._unanswered.append((row, served.started, served.first))
+        self.rows[request] = row
+        self._progress(len(self.rows), len(real.trace))
+        if len(self.rows) == len(real.trace):
+            self._over.set()
+
+    def _served(
+        self, request: int, placement: Placement | None, payload: bytes | None, context: list[int], query: list[int]
+    ) -> Served:
+        real = self._real
+        variant = 0 if placement is None else placement.variant
+        read = None if payload is None else (lambda: payload)
+        try:
+            sent = self._clock.seconds()
+            return serve(real.server, self._clock, sent, read, variant, context, query, real.longest(request))
+        except PayloadError as error:
+            raise real.damaged(request, placement, error) from error
+
+    def _move(self, work: Work) -> None:
+        """Carry out a move; what it reads goes through the tier's reader, in turn with the loads."""
+        tiers, readers = self._real.tiers, self._readers
+        self._real.carry_out(
+            work, lambda placement, key: readers[placement.tier].submit(tiers[placement.tier].read, key).result()
+        )

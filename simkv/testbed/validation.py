@@ -1,0 +1,191 @@
+"""A whole validation: calibrate, predict, replay for real, compare, report; what ``simkv validate`` calls.
+
+What it is: the parts in a row, in folders of their own.  What it is not: any of them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from simkv.config_models import PolicyConfig
+from simkv.profiler.direct_io import BLOCK
+from simkv.profiler.provenance import facts_of_machine
+from simkv.profiler.sources import open_source
+from simkv.profiles import Profile, load_profile, save_profile
+from simkv.simulator.costs import CostTables
+from simkv.simulator.policies import Policy, make_policy
+from simkv.testbed.bench import Bench, Requests, make_bench
+from simkv.testbed.calibration import Sizes, StoredTier, calibration_bytes, measured_quality, with_speeds
+from simkv.testbed.folder import payload_folder, report_folder
+from simkv.testbed.open_loop import open_loop
+from simkv.testbed.payloads import DiskPayloads, DramPayloads
+from simkv.testbed.plan import Plan
+from simkv.testbed.prediction import Prediction, exact_costs, predict, spaced
+from simkv.testbed.replay import RealStore, Timed, closed_loop
+from simkv.testbed.report import NAMES, PROFILES, REPORT, Replay, replay_frame, replay_line, write_report
+from simkv.testbed.server import Server
+from simkv.testbed.serving import OwnClock
+from simkv.testbed.storing import settings_of_plan
+from simkv.traces.trace import Trace
+
+__all__ = ["validate"]
+
+Bars = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""A progress bar by what it counts."""
+
+_PAUSED = 1.0  # requests per second of a closed loop's trace, whose times only give the order
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What all replays share."""
+
+    plan: Plan
+    bench: Bench
+    server: Server
+    tiers: Sequence[StoredTier]
+    clock: OwnClock
+    sizes: Sizes
+
+
+def validate(plan: Plan, disk: Path, out: Path, bars: Bars) -> dict[str, Any]:
+    """Carry out a plan and write its report into ``out``; what ``report.json`` then holds.
+
+    Args:
+        plan: what.
+        disk: a folder on the disk to use; a folder of our own is made in it, and removed at the end.
+        out: folder of the report, made if it is not there; an older report in it is replaced.
+        bars: progress.
+
+    Raises:
+        SimkvError: a plan that cannot be carried out, a folder that is not ours, too little room on the disk, damaged
+            payloads.
+    """
+    for policy in plan.policies:
+        _made(policy)
+    with _one_thread(), report_folder(out, NAMES, REPORT) as part:
+        source = open_source(plan.model, plan.device)
+        bench = make_bench(source, plan.workload, plan.contexts, plan.seed)
+        server = Server(source.model, settings_of_plan(plan, source))
+        dram, stored = plan.capacities
+        need = max(stored, calibration_bytes(bench, server)) + BLOCK * len(bench.contexts)
+        with payload_folder(disk, need) as home:
+            payloads = DiskPayloads(home)
+            tiers = [StoredTier("dram", dram, DramPayloads()), StoredTier("ssd", stored, payloads)]
+            clock = OwnClock(plan.device)
+            with bars("quality") as progress:
+                quality, sizes = measured_quality(plan, bench, server, progress)
+            machine = _Machine(plan, bench, server, tiers, clock, sizes)
+            frames, lines, profiles = _replays(machine, quality, part / PROFILES, bars)
+            facts = _facts(machine, profiles[-1], payloads.direct, lines)
+            write_report(part, frames, facts)
+    return facts
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch computes in one thread, so that a time does not depend on how many processors are free."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _replays(
+    machine: _Machine, quality: Profile, folder: Path, bars: Bars
+) -> tuple[list[pd.DataFrame], list[dict[str, Any]], list[Profile]]:
+    """Every repeat begins with a calibration of its own, whose profile is stored and read back before it is used."""
+    plan = machine.plan
+    frames, lines, profiles = [], [], []
+    for repeat in range(plan.repeats):
+        with bars(f"calibration {repeat + 1}") as progress:
+            arguments = (plan, machine.bench, machine.server, machine.tiers, machine.clock)
+            save_profile(with_speeds(quality, *arguments, progress), folder / f"repeat-{repeat + 1}")
+        profiles.append(load_profile(folder / f"repeat-{repeat + 1}"))
+        for policy in plan.policies:
+            for frame, line in _of_policy(machine, profiles[-1], policy, repeat, bars):
+                frames.append(frame)
+                lines.append(line)
+    return frames, lines, profiles
+
+
+def _of_policy(
+    machine: _Machine, profile: Profile, policy: PolicyConfig, repeat: int, bars: Bars
+) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+    """The closed loop, and the open one at each load or rate."""
+    plan = machine.plan
+    seed = plan.seed + repeat
+    requests = machine.bench.requests(plan.requests, plan.workload.exponent, _PAUSED, seed)
+    costs = exact_costs(machine.bench, requests, profile, machine.sizes)
+    trace = spaced(requests.trace, costs)
+    alone = predict(trace, costs, _made(policy))
+    if "closed" in plan.loops:
+        with bars(f"{policy.title}, closed, repeat {repeat + 1}") as progress:
+            real = _real(machine, requests, trace, costs, policy)
+            rows = _emptied(machine, lambda: closed_loop(real, machine.clock, progress))
+            yield _compared(machine, Replay("closed", policy.title, repeat + 1), real, alone, rows)
+    busy_s = float(alone.requests["compute_s"].mean())
+    for rate in (plan.rates or [load / busy_s for load in plan.loads]) if "open" in plan.loops else ():
+        requests = machine.bench.requests(plan.requests, plan.workload.exponent, rate, seed)
+        prediction = predict(requests.trace, costs, _made(policy))
+        with bars(f"{policy.title}, {rate:.1f}/s, repeat {repeat + 1}") as progress:
+            real = _real(machine, requests, requests.trace, costs, policy)
+            rows = _emptied(machine, lambda: open_loop(real, machine.clock, plan.budget, progress))  # noqa: B023
+            yield _compared(machine, Replay("open", policy.title, repeat + 1, rate), real, prediction, rows)
+
+
+def _real(machine: _Machine, requests: Requests, trace: Trace, costs: CostTables, policy: PolicyConfig) -> RealStore:
+    payloads = [tier.payloads for tier in machine.tiers]
+    return RealStore(machine.bench, requests, trace, costs, _made(policy), machine.server, payloads)
+
+
+def _emptied(machine: _Machine, replayed: Callable[[], list[Timed]]) -> list[Timed]:
+    """Its rows; no payload is left afterwards."""
+    try:
+        return replayed()
+    finally:
+        for tier in machine.tiers:
+            for key in list(tier.payloads.sizes):
+                tier.payloads.drop(key)
+
+
+def _compared(
+    machine: _Machine, replay: Replay, real: RealStore, prediction: Prediction, rows: Sequence[Timed]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    model, bench = machine.server.model, machine.bench
+    qualities = [bench.score(model, real.requests, row.request, row.answer) for row in rows]
+    frame = replay_frame(replay, bench, real.requests, real.costs, prediction, rows, qualities)
+    most = {tier.name: size for tier, size in zip(machine.tiers, real.most_bytes, strict=True)}
+    return frame, replay_line(replay, frame, prediction.decisions, real.decisions, most)
+
+
+def _made(policy: PolicyConfig) -> Policy:
+    return make_policy(policy.name, dict(policy.params))
+
+
+def _facts(machine: _Machine, profile: Profile, direct: bool, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    plan = machine.plan
+    variants = [str(variant) for variant in profile.variants]
+    return {
+        "plan": plan.model_dump(mode="json"),
+        "scale": plan.scale,
+        "contexts": len(machine.bench.contexts),
+        "working_set_bytes": sum(len(context.tokens) for context in machine.bench.contexts)
+        * profile.kv_bytes_per_token,
+        "direct_reads": direct,
+        "processor_waits_taken_off": machine.clock.counts_waits,
+        "sizes_bytes": {
+            name: {str(tokens): size for (variant, tokens), size in sorted(machine.sizes.items()) if variant == number}
+            for number, name in enumerate(variants)
+        },
+        "residuals": profile.provenance["residuals"],
+        "machine": facts_of_machine(plan.device),
+        "replays": lines,
+    }

@@ -1,0 +1,155 @@
+"""Real replays beside predicted ones: the same decisions, the bytes of the ledgers, and damage that is told."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simkv.errors import SimkvError
+from simkv.profiler.quality import halves
+from simkv.simulator.policies import make_policy
+from simkv.simulator.policies.base import Policy
+from simkv.testbed.prediction import Prediction, exact_costs, predict, spaced
+from simkv.testbed.replay import RealStore, Timed, closed_loop
+from simkv.testbed.report import Replay, replay_frame, replay_line
+from tests.testbed.conftest import Rig
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "lru": {},
+    "lru kivi": {"variant": "kivi:4"},
+    "adaptcache": {"preset": "paper", "alpha": 0.001},
+    "clairvoyant": {},
+    "recompute": {},
+}
+
+
+def _made(name: str) -> Policy:
+    return make_policy(name.split()[0], POLICIES[name])
+
+
+def _replayed(rig: Rig, name: str, count: int = 24) -> tuple[RealStore, Prediction, list[Timed]]:
+    requests = rig.bench.requests(count, 0.5, 1.0, seed=3)
+    costs = exact_costs(rig.bench, requests, rig.profile, rig.sizes)
+    trace = spaced(requests.trace, costs)
+    payloads = [tier.payloads for tier in rig.tiers]
+    real = RealStore(rig.bench, requests, trace, costs, _made(name), rig.server, payloads)
+    return real, predict(trace, costs, _made(name)), closed_loop(real, rig.clock, lambda done, of: None)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_closed_loop_decides_as_predicted(rig: Rig, name: str) -> None:
+    """Every move and every request's source are the simulator's, and the payloads that are left are its residents'."""
+    real, prediction, rows = _replayed(rig, name)
+    assert prediction.decisions == real.decisions
+    tiers = ["dram", "ssd"]
+    found = ["recompute" if row.placement is None else tiers[row.placement.tier] for row in rows]
+    assert prediction.requests["served_by"].tolist() == found
+    real.check()
+    kept = {entry.key for entry in real.store.residents if entry is not None}
+    assert kept == {key for tier in real.tiers for key in tier.sizes}
+    if name == "recompute":
+        assert set() == kept
+    else:
+        assert len(set(found)) > 1, "the case must have hits and misses"
+
+
+def test_adaptcache_really_recompresses(rig: Rig) -> None:
+    """The case above is not trivial: payloads change their variant while they are stored."""
+    real, _, rows = _replayed(rig, "adaptcache")
+    assert any(old and new and old.variant != new.variant for _, _, old, new in real.decisions)
+    assert any(row.placement is not None and row.placement.variant for row in rows)
+
+
+def test_bytes_stay_within_the_capacities(rig: Rig) -> None:
+    """Real bytes never exceed a tier's capacity by more than the entry for which room is being made."""
+    real, _, _ = _replayed(rig, "lru kivi")
+    for most, capacity in zip(real.most_bytes, real.costs.capacity, strict=True):
+        assert 0 <= most <= capacity + max(rig.sizes.values())
+
+
+def test_prediction_is_the_sum_of_its_tables(rig: Rig) -> None:
+    """TTFT is read + decode + prefill of the question on a hit, the prompt's prefill on a miss, and no queue."""
+    real, prediction, rows = _replayed(rig, "lru kivi")
+    costs, frame = real.costs, prediction.requests
+    for row in rows:
+        prompt = int(real.trace.input_tokens[row.request])
+        block = int(real.trace.block_ids[row.request])
+        wanted = costs.prefill_ns(0, prompt)
+        if row.placement is not None:
+            (tier, variant), size_class = row.placement, costs.block_class[block]
+            tokens = costs.class_tokens[size_class]
+            wanted = costs.read_fixed[tier][variant] + costs.read[tier][variant][size_class]
+            wanted += costs.decode[tier][variant][size_class] + costs.prefill_ns(tokens, prompt)
+        assert wanted / 1e9 == pytest.approx(frame["ttft_s"][row.request], abs=2e-9)
+        assert 0 == frame["queue_s"][row.request]
+
+
+def test_quality_is_of_the_very_contexts(rig: Rig) -> None:
+    """A block's predicted quality is its own context's row in the profile, from questions that are not asked."""
+    requests = rig.bench.requests(24, 0.5, 1.0, seed=3)
+    costs = exact_costs(rig.bench, requests, rig.profile, rig.sizes)
+    for block, number in zip(requests.trace.block_ids.tolist(), requests.context.tolist(), strict=True):
+        task, sample = rig.bench.places[number]
+        matrix = rig.profile.quality_matrix(rig.bench.workloads[task].task)
+        row = np.array(costs.quality.score_ppb[costs.quality.block_row[block]]) / 1e9
+        assert matrix[sample].tolist() == pytest.approx(row.tolist(), abs=1e-9)
+        questions = rig.bench.contexts[number].questions
+        assert questions[halves(len(questions))[0]] == rig.bench.asked(number)
+
+
+def test_answers_from_raw_caches_score_one(rig: Rig) -> None:
+    """Without compression every answer is the uncompressed cache's."""
+    real, _, rows = _replayed(rig, "lru")
+    model = rig.source.model
+    scores = [rig.bench.score(model, real.requests, row.request, row.answer) for row in rows]
+    assert [1.0] * len(rows) == scores
+
+
+def test_a_damaged_payload_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One flipped bit on the disk ends the replay with the request, the tier, and what is wrong."""
+    disk = rig.tiers[1].payloads
+    healthy = type(disk).write
+
+    def damaging(self: Any, key: int, payload: bytes) -> None:
+        healthy(self, key, payload[:100] + bytes([payload[100] ^ 1]) + payload[101:])
+
+    monkeypatch.setattr(type(disk), "write", damaging)
+    with pytest.raises(SimkvError, match=r"request \d+: the payload that it read from ssd is damaged: .*checksum"):
+        _replayed(rig, "lru", count=60)
+
+
+def test_payloads_that_are_not_the_ledgers_are_told(rig: Rig) -> None:
+    """A payload that disappears, or is larger than its entry, ends the replay."""
+    real, _, _ = _replayed(rig, "lru")
+    tier = real.tiers[0]
+    key = next(iter(tier.sizes))
+    payload = tier.read(key)
+    tier.write(key, payload + b"x")
+    with pytest.raises(SimkvError, match=f"block {key} has {len(payload) + 1} bytes, {len(payload)} in the ledger"):
+        real.check()
+    tier.drop(key)
+    with pytest.raises(SimkvError, match="tier 0: payloads of"):
+        real.check()
+
+
+def test_policies_by_the_clock_are_refused(rig: Rig) -> None:
+    """A policy that rearranges on an idle GPU cannot be replayed, and that is said before anything is done."""
+    requests = rig.bench.requests(4, 0.5, 1.0, seed=3)
+    costs = exact_costs(rig.bench, requests, rig.profile, rig.sizes)
+    with pytest.raises(SimkvError, match="acts between requests"):
+        predict(requests.trace, costs, make_policy("evicpress", {}))
+
+
+def test_differences_are_counted(rig: Rig) -> None:
+    """A report line holds errors of known sizes, and counts moves and sources that differ."""
+    real, prediction, rows = _replayed(rig, "lru")
+    for row, ttft_s in zip(rows, prediction.requests["ttft_s"], strict=True):
+        row.ttft_s = ttft_s / 1.25
+    replay = Replay("closed", "lru", 1)
+    ones = [1.0] * len(rows)
+    frame = replay_frame(replay, rig.bench, real.requests, real.costs, prediction, rows, ones)
+    line = replay_line(replay, frame, prediction.decisions, real.decisions[:-1], {})
+    assert (1, 0, False) == tuple(
+        line[key] for key in ("moves_that_differ", "requests_served_otherwise", "placements_identical")
+    )
+    assert [0.25] * 4 == pytest.approx([line[f"error_ttft_{point}"] for point in ("mean", "p50", "p90", "p99")])

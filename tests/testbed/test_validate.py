@@ -1,0 +1,137 @@
+"""``simkv validate`` as a whole: its report, and what a kill at any point leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from simkv.cli import app
+from simkv.profiles import load_profile
+from tests.testbed.conftest import TINY
+
+CONFIG = """
+variants = ["kivi:4", "kivi:2"]
+dram = "400 kB"
+disk = "300 kB"
+rounds = 3
+requests = 20
+repeats = 1
+loops = ["closed"]
+[workload]
+tasks = ["qa", "code"]
+contexts = 6
+shortest = 64
+longest = 128
+step = 64
+questions = 4
+[[policies]]
+name = "lru"
+[[policies]]
+name = "adaptcache"
+preset = "paper"
+alpha = 0.001
+"""
+
+# Forks before torch has computed anything; each child kills itself at one point of a validation.
+KILLS = """
+import json, os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+import simkv.testbed.folder, simkv.testbed.payloads
+from simkv.testbed import validate
+from simkv.testbed.plan import parse_plan
+
+plan, home = parse_plan(json.loads(sys.argv[1])), Path(sys.argv[2])
+disk, out = home / "disk", home / "out"
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def bars_that_kill(at):
+    left = [at]
+    @contextmanager
+    def bars(what):
+        def progress(done, total):
+            left[0] -= 1
+            if not left[0]:
+                die()
+        yield progress
+    return bars
+
+def child(point):
+    if isinstance(point, int):
+        validate(plan, disk, out, bars_that_kill(point))
+        return
+    if point == "moving":
+        simkv.testbed.folder.os.replace = die
+    if point == "writing":
+        real, count = simkv.testbed.payloads.os.pwritev, [9]
+        def pwritev(*given):
+            count[0] -= 1
+            return real(*given) if count[0] else die()
+        simkv.testbed.payloads.os.pwritev = pwritev
+    validate(plan, disk, out, bars_that_kill(0))
+
+for point in [1, "writing", 11, "moving", "end"]:
+    pid = os.fork()
+    if not pid:
+        try:
+            child(point)
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    left = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+    print(json.dumps([point, status, left]), flush=True)
+"""
+
+
+def test_the_verb_reports_what_it_did(tmp_path: Path) -> None:
+    """A whole run writes its report, figures and profile, agrees on every placement, and leaves nothing on the disk."""
+    (tmp_path / "plan.toml").write_text(CONFIG, encoding="utf-8")
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "out"
+    done = CliRunner().invoke(
+        app,
+        ["validate", str(tmp_path / "plan.toml"), "--ssd", str(tmp_path / "disk"), "--out", str(out), "--json"],
+    )
+    assert 0 == done.exit_code, done.output
+    facts = json.loads(done.stdout)
+    assert [("lru", True), ("adaptcache", True)] == [
+        (line["policy"], line["placements_identical"]) for line in facts["replays"]
+    ]
+    assert json.loads((out / "report.json").read_text())["replays"] == facts["replays"]
+    frame = pd.read_parquet(out / "requests.parquet")
+    assert 40 == len(frame)
+    parts = frame[["measured_load_s", "measured_queue_s", "measured_decode_s", "measured_prefill_s"]].sum(axis=1)
+    assert frame["measured_ttft_s"].tolist() == pytest.approx(parts.tolist())
+    assert (out / "closed-scatter.png").is_file()
+    assert (out / "closed-cdf.png").is_file()
+    assert ["raw", "kivi:4", "kivi:2"] == [str(name) for name in load_profile(out / "profiles" / "repeat-1").variants]
+    assert [] == list((tmp_path / "disk").iterdir())
+
+
+def test_a_kill_leaves_nothing_outside_its_folders(tmp_path: Path) -> None:
+    """Killed at four points, the next run begins anew, and the last one leaves a report and an empty disk."""
+    (tmp_path / "disk").mkdir()
+    plan = json.dumps({**TINY, "requests": 6, "loops": ["closed"]})
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLS, plan, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert 0 == ran.returncode, ran.stderr
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [9] * 4 + [0] == [status for _, status, _ in lines], ran.stderr
+    for point, _, left in lines:
+        assert all(path.startswith(("disk/simkv-testbed/", "out/")) for path in left), (point, left)
+    assert any(path.endswith(".kv") for _, _, left in lines[:-1] for path in left), "no payloads were killed"
+    assert "out/report.json" in lines[-1][2]
+    assert [] == [path for path in lines[-1][2] if path.startswith("disk") or ".part" in path]
