@@ -199,6 +199,10 @@ OTHER_VALUES: dict[str, Any] = {
     "epsilon": 0.9,
     "rate": 0.9,
     "encode": True,
+    "move_price": 1e6,
+    "quality_floor": 0.6,
+    "ttft_slo_s": 0.05,
+    "slo_share": 0.2,
 }
 # policy -> (its parameters, its world) in which the others take effect.
 WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -210,7 +214,7 @@ WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"alpha": 3.0, "reprofile_below": 0.05},
         {"engine.quality_view": "sampled", "engine.quality_queries": 1, "tiers.read": "500 MB/s"},
     ),
-    "hitdensity": ({"sample": 2}, {}),
+    "hitdensity": ({"sample": 2, "alpha": 0.3}, {"engine.pristine": True}),
     "impress": ({"agreement": 0.3}, {}),
     "kvserve": ({"min_quality": 0.8}, {"tiers.read": "500 MB/s"}),
 }
@@ -218,6 +222,8 @@ VALUES_OF: dict[str, dict[str, Any]] = {
     "evicpress": {"frequency": "none", "per": "byte"},
     "impress": {"method": "streamingllm"},
 }
+
+NEEDED: dict[str, dict[str, Any]] = {"window_s": {"frequency": "decayed"}, "slo_share": {"ttft_slo_s": 0.05}}
 
 
 @pytest.mark.parametrize(
@@ -228,8 +234,7 @@ def test_policy_parameter_changes_the_output(name: str, parameter: str) -> None:
     """Every parameter of every policy changes what happens."""
     own, world = WORLDS.get(name, ({}, {}))
     params: dict[str, Any] = {"name": name, **own}
-    if parameter == "window_s":
-        params["frequency"] = "decayed"
+    params.update(NEEDED.get(parameter, {}))
     value = {**OTHER_VALUES, **VALUES_OF.get(name, {})}[parameter]
     before = _fingerprint(_config({**world, "policy": params}))
     assert getattr(make_policy(name, own), parameter) != value

@@ -112,6 +112,7 @@ class Engine:
         self.profiling_ns = 0
         self._watches = type(policy).loaded is not Policy.loaded
         self._profiles = type(policy).idle_work_s is not Policy.idle_work_s
+        self._tells = type(policy).answered is not Policy.answered
         self._layers = costs.layers if settings.overlap == "layerwise" else 1
         self._arrivals = trace.arrival_ns.tolist()
         self._inputs = trace.input_tokens.tolist()
@@ -300,6 +301,9 @@ class Engine:
 
     def _first_token(self, request: Request, load: int, queue: int, work: int, now: int) -> None:
         self.recorder.request(request, self._inputs[request.id], load, queue, work)
+        if self._tells:
+            exact = (total := self._inputs[request.id]) - request.hit_tokens
+            self.policy.answered((now - request.arrival_ns) / 1e9, (request.quality / _PPB + exact) / max(1, total))
         blocks = request.blocks
         next_use = None
         if self._next_use is not None:

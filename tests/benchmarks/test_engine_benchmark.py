@@ -195,6 +195,7 @@ BY_RESIDENTS: dict[str, dict[str, Any]] = {
     "lru": {},
     "adaptcache": {"alpha": 1.0},
     "evicpress": {"alpha": 0.1},
+    "hitdensity": {},
     "impress": {},
 }
 

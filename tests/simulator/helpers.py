@@ -269,5 +269,7 @@ EVERY_POLICY: list[tuple[str, dict[str, Any]]] = [
     ("kvserve", {}),
     ("kvserve", {"min_quality": 0.5, "epsilon": 0.5, "encode": True, "seed": 3}),
     *(("hitdensity", {"alpha": a}) for a in (0.001, 0.1, 3.0)),
-    ("hitdensity", {"sample": 1, "unit_s": 0.001}),
+    ("hitdensity", {"sample": 1, "unit_s": 0.001, "move_price": 0.0}),
+    ("hitdensity", {"alpha": 0.01, "quality_floor": 0.8}),
+    ("hitdensity", {"alpha": 1.0, "ttft_slo_s": 0.002}),
 ]

@@ -69,6 +69,9 @@ class Policy:
     def loaded(self, load: Load) -> None:
         """Called when a load of a request has ended, with what a serving system would have measured of it."""
 
+    def answered(self, ttft_s: float, quality: float) -> None:
+        """Called at each first token, before the request's blocks are offered, with what its user has seen."""
+
     def rebalance(self, view: StoreView) -> Iterable[Move]:
         """Moves to carry out now, every ``period_s`` and when idle work has ended; any direction."""
         return ()

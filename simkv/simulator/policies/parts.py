@@ -11,8 +11,6 @@ from simkv.simulator.entries import Entry, Placement
 
 __all__ = ["Chain", "Part", "Parts"]
 
-_SCAN = 64
-
 
 class Chain:
     """A request's blocks from its first token on, until a later request asks for them.
@@ -21,18 +19,25 @@ class Chain:
         since_s: when the request was answered.
         tokens: of its prompt, as far as it is in blocks.
         blocks: how many it asked for.
-        load: ns of transfer from each tier for those that are stored.
+        load: ns of transfer from each tier for those that are stored; change it with ``shift``.
+        bound: what a load waits for, as ``gains.py`` has it; None when that is to be found out again.
         parts: live parts by (class, placement, size class, quality row, worst variant).
     """
 
-    __slots__ = ("blocks", "load", "parts", "since_s", "tokens")
+    __slots__ = ("blocks", "bound", "load", "parts", "since_s", "tokens")
 
     def __init__(self, since_s: float, tokens: int, blocks: int, tiers: int) -> None:
         self.since_s = since_s
         self.tokens = tokens
         self.blocks = blocks
         self.load = [0] * tiers
+        self.bound: int | None = None
         self.parts: dict[tuple, Part] = {}
+
+    def shift(self, tier: int, load_ns: int) -> None:
+        """So much more (or less) is to be loaded from a tier."""
+        self.load[tier] += load_ns
+        self.bound = None
 
 
 class Part:
@@ -44,6 +49,7 @@ class Part:
         live: entries in it.
         reuse, reuse_ns: its reuse index, and when it was looked up.
         steps: loss per byte freed and the placement of the best step down, by bottleneck; None until asked for.
+        version: of the weight of quality for which ``steps`` holds.
         index: position in its tier's list.
     """
 
@@ -59,6 +65,7 @@ class Part:
         "reuse_ns",
         "sorted",
         "steps",
+        "version",
         "worst",
     )
 
@@ -71,6 +78,7 @@ class Part:
         self.entries: list[tuple[int, int, Entry]] = []  # (depth, key, entry), deepest last once sorted
         self.live = 0
         self.steps: list[tuple[float, Placement | None] | None] = [None, None, None]
+        self.version = 0
         self.reuse = 0.0
         self.reuse_ns = -1
         self.index = -1

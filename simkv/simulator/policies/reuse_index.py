@@ -18,6 +18,7 @@ _SLOTS = 2048
 _FIRST_REFRESH = 16
 _GROWTH = 64  # requests between refreshes: at least this, and at least 1/64 of those so far
 _PRIOR_UNITS = 8.0
+_SOON = 21  # buckets, up to 2^10 units
 
 
 class ReuseIndex:
@@ -46,6 +47,7 @@ class ReuseIndex:
         self._requests = 0
         self._due = _FIRST_REFRESH
         self._rows: list[list[float]] = []
+        self._again: list[float] = []
         self._derive()
 
     def bucket(self, age_s: float) -> int:
@@ -56,6 +58,10 @@ class ReuseIndex:
     def value(self, label: int, age_s: float) -> float:
         """Index of a class at an age: hits per second of holding."""
         return self._rows[label][self.bucket(age_s)]
+
+    def again(self, label: int) -> float:
+        """Chance that what has just been asked for in a class is asked for again within 2^10 units."""
+        return self._again[label]
 
     def opened(self, label: int, now_s: float, blocks: int) -> None:
         """Blocks of a class were asked for and wait from now on."""
@@ -128,6 +134,7 @@ class ReuseIndex:
         if len(used):
             index[used] = self._index(hazard[used])
         self._rows = index.tolist()
+        self._again = (-np.expm1(-(hazard[:, :_SOON] * self._widths[:_SOON]).sum(axis=1))).tolist()
 
     def _index(self, hazard: NDArray[np.float64]) -> NDArray[np.float64]:
         """float[class, bucket]: max over horizons of P(hit before it) / E[seconds held until hit or horizon]."""

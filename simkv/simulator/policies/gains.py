@@ -1,0 +1,156 @@
+"""Gains: what finding an entry in a placement is worth over recomputing it, and which step down gives up least.
+
+    gain = seconds saved - alpha x quality lost,   of a block of a prompt: by its share of the prompt
+
+A long chain's tiers load side by side, so what is waited for is the slower side, its *bottleneck*: transfers on the
+other side count little until they take as long.  What it is: arithmetic over the store's view, remembered per kind of
+entry.  What it is not: a decision, or how soon an entry is asked for (``reuse_index.py``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simkv.simulator.entries import Entry, Placement
+from simkv.simulator.policies.parts import Chain, Part
+
+if TYPE_CHECKING:
+    from simkv.simulator.view import StoreView
+
+__all__ = ["Gains", "Step", "Table"]
+
+Table = list[tuple[float, int, Placement]]  # (gain s, bytes, placement)
+Step = tuple[float, Placement | None]  # (gain given up per byte freed, target)
+
+_FEW = 8  # blocks below which a chain's transfers count one by one
+_MOST_TABLES = 4096
+_NONE, _FAST, _SLOW = range(3)  # bottleneck: every transfer, the fastest tier, the slower tiers
+_SHARES = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0))  # of a transfer on (the fastest, a slower) tier that count
+
+
+class Gains:
+    """Gain tables of one run.
+
+    Args:
+        view: of the store.
+        variants: to choose from, by index, raw first.
+        alpha: seconds that one unit of quality is worth; may be changed with ``weigh``.
+        stripe: the slower side is the bottleneck once it takes this share of the fast side's time; 0: never striped.
+        move_price: seconds of delay that a second of reading raw copies is worth.
+    """
+
+    def __init__(self, view: StoreView, variants: list[int], alpha: float, stripe: float, move_price: float) -> None:
+        self._view = view
+        self._variants = variants
+        self._stripe = stripe
+        self._move_price = move_price
+        self._tables: dict[tuple, Table] = {}
+        self._raises: dict[tuple, Placement] = {}
+        self.alpha = alpha
+        self.version = 0  # of alpha; steps remembered under another one are stale
+
+    def weigh(self, alpha: float) -> None:
+        """Another weight of quality from now on."""
+        self.alpha = alpha
+        self.version += 1
+        self._tables.clear()
+
+    def bottleneck(self, chain: Chain) -> int:
+        """What a load of the chain waits for: 0 the sum of its transfers, 1 the fastest tier, 2 the slower ones."""
+        if chain.bound is None:
+            load = chain.load
+            chain.bound = _FAST if max(load[1:], default=0) < self._stripe * load[0] else _SLOW
+            if not self._stripe or chain.blocks < _FEW:
+                chain.bound = _NONE
+        return chain.bound
+
+    def options(self, entry: Entry, chain: Chain, worst: int, bound: int) -> Table:
+        """(gain over recomputing, bytes, placement) of every option that the entry may be brought to.
+
+        ``worst`` is the variant whose quality the stored copy has; nothing scores better than that.
+        """
+        costs = self._view.costs
+        row = costs.quality.seen_row[entry.key]
+        key = (entry.size_class, row, costs.recompute[entry.key], chain.tokens, chain.blocks, worst, bound)
+        table = self._tables.get(key)
+        if table is None:
+            if len(self._tables) > _MOST_TABLES:
+                self._tables.clear()
+            table = self._tables[key] = self._table(entry, chain, row, worst, bound)
+        return table
+
+    def _table(self, entry: Entry, chain: Chain, row: int, worst: int, bound: int) -> Table:
+        view, costs = self._view, self._view.costs
+        quality = costs.quality.seen[row]
+        weight = self.alpha * (1.0 if costs.whole_contexts else entry.tokens / chain.tokens)
+        saved = costs.recompute[entry.key] / 1e9
+        table = []
+        for tier in range(len(view.tiers)):
+            capacity = view.capacity_bytes(tier)
+            unseen = 1.0 - _SHARES[bound][tier > 0]
+            for variant in self._variants:
+                size = view.size_bytes(entry, variant)
+                if capacity is not None and size > capacity:
+                    continue
+                place = view.placement(tier, variant)
+                delay = view.load_s(entry, place) - unseen * costs.read[tier][variant][entry.size_class] / 1e9
+                if not costs.whole_contexts:
+                    delay += costs.decode_fixed[tier][variant] / (chain.blocks * 1e9)
+                lost = weight * (1.0 - min(quality[worst], quality[variant]))
+                table.append((saved - delay - lost, size, place))
+        return table
+
+    def best(self, table: Table) -> Placement | None:
+        """Where the entry gains most, room aside; None where recomputing is better."""
+        gain, _, place = max(table, key=_gain, default=(0.0, 0, None))
+        return place if gain > 0 else None
+
+    def raised(self, entry: Entry, table: Table, again: float) -> Placement:
+        """Where a hit entry should be: where it gains most, if ``again`` (chance of a further hit) pays for the move.
+
+        What has been loaded is at hand and moves up as it is for nothing; another variant is made from the raw copy.
+        """
+        old = entry.placement
+        assert old is not None
+        price = 0.0
+        if self._move_price and old.variant and self._view.pristine:
+            costs = self._view.costs
+            price = self._move_price * costs.read[-1][0][entry.size_class] / 1e9
+        best, place = 0.0, old
+        now = next((gain for gain, _, option in table if option == old), 0.0)
+        for gain, _, option in table:
+            extra = again * (gain - now) - (price if option.variant != old.variant else 0.0)
+            if extra > best:
+                best, place = extra, option
+        return place
+
+    def step(self, part: Part, entry: Entry) -> Step:
+        """The part's best step down: a smaller variant on the fastest tier, any option on slower ones, or out."""
+        if part.version != self.version:
+            part.steps = [None, None, None]
+            part.version = self.version
+        bound = self.bottleneck(part.chain)
+        found = part.steps[bound]
+        if found is None:
+            worst = 0 if self._view.pristine else part.worst
+            found = part.steps[bound] = self._step(part.placement, self.options(entry, part.chain, worst, bound), entry)
+        return found
+
+    @staticmethod
+    def _step(old: Placement, table: Table, entry: Entry) -> Step:
+        now = next((gain for gain, _, place in table if place == old), 0.0)
+        size, tier = entry.size_bytes, old.tier
+        best: Step = (now / size, None)
+        for gain, bytes_then, place in table:
+            if place.tier < tier or bytes_then > size or gain <= 0:
+                continue
+            if place.tier == tier and (bytes_then == size or tier):
+                continue
+            loss = (now - gain) / (size - bytes_then if place.tier == tier else size)
+            if loss < best[0]:
+                best = (loss, place)
+        return best
+
+
+def _gain(option: tuple[float, int, Placement]) -> float:
+    return option[0]

@@ -1,0 +1,59 @@
+"""Target: finds online the weight of quality at which a run meets a quality floor or a limit on time to first token.
+
+After each request the logarithm of alpha moves a little (Robbins and Monro 1951): down by what the request's quality
+had to spare over the floor; or up when it was answered in time and down when late, in the proportion that balances
+when the wanted share is in time.  What it is: an integral controller on what users see.  What it is not: a forecast.
+"""
+
+import math
+
+from simkv.errors import PolicyError
+
+__all__ = ["Target"]
+
+_QUALITY_STEP = 0.25
+_TTFT_STEP = 0.1
+_NOTCH = 1.0 / math.log(1.1)  # alpha is used on a grid of 10 %, so that tables of gains live for many requests
+_LEAST, _MOST = 1e-6, 1e6
+
+
+class Target:
+    """Alpha under control.
+
+    Args:
+        alpha: to begin with.
+        quality_floor: mean quality to keep, None for none.
+        ttft_slo_s: seconds within which ``slo_share`` of the requests shall have their first token, None for none.
+        slo_share: that share.
+
+    Raises:
+        PolicyError: when both or neither is given, or one is out of range.
+    """
+
+    def __init__(self, alpha: float, quality_floor: float | None, ttft_slo_s: float | None, slo_share: float) -> None:
+        if (quality_floor is None) == (ttft_slo_s is None):
+            raise PolicyError("policy hitdensity: give quality_floor or ttft_slo_s, not both")
+        if quality_floor is not None and not 0 < quality_floor < 1:
+            raise PolicyError(f"policy hitdensity: quality_floor is {quality_floor!r}; it must be between 0 and 1")
+        if ttft_slo_s is not None and not 0 < ttft_slo_s < math.inf:
+            raise PolicyError(f"policy hitdensity: ttft_slo_s is {ttft_slo_s!r}; it must be positive seconds")
+        if not 0 < slo_share < 1:
+            raise PolicyError(f"policy hitdensity: slo_share is {slo_share!r}; it must be between 0 and 1")
+        self._floor = quality_floor
+        self._slo_s = ttft_slo_s
+        self._share = slo_share
+        self._log = math.log(min(max(alpha, _LEAST), _MOST))
+
+    @property
+    def alpha(self) -> float:
+        """Seconds that one unit of quality is worth at present, on the grid."""
+        return math.exp(round(self._log * _NOTCH) / _NOTCH)
+
+    def answered(self, ttft_s: float, quality: float) -> None:
+        """One more request had its first token after so long, at that quality."""
+        if self._floor is not None:
+            self._log += _QUALITY_STEP * (self._floor - quality)
+        else:
+            assert self._slo_s is not None
+            self._log += _TTFT_STEP * ((ttft_s <= self._slo_s) - self._share)
+        self._log = min(max(self._log, math.log(_LEAST)), math.log(_MOST))
