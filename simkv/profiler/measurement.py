@@ -14,10 +14,20 @@ from simkv.profile_saving import save_profile
 from simkv.profile_types import RAW, Profile
 from simkv.profiler.compressors.adapters.kvpress import KvpressDropper
 from simkv.profiler.compressors.base import Compressor
+from simkv.profiler.makers import maker_of
 from simkv.profiler.measured import profile_of
 from simkv.profiler.models import CachedModel
-from simkv.profiler.plan import Parameters, built, calibrated, default_names, parts_of, settings_of, thinned
-from simkv.profiler.provenance import facts_of_machine
+from simkv.profiler.plan import (
+    Parameters,
+    Rates,
+    built,
+    calibrated,
+    default_names,
+    further_knobs,
+    parts_of,
+    settings_of,
+)
+from simkv.profiler.provenance import device_name, facts_of_machine
 from simkv.profiler.quality import Setting, measured_rows
 from simkv.profiler.rows import Row, RowFile
 from simkv.profiler.sources import Source, open_source
@@ -42,13 +52,13 @@ class QualityPlan:
         tasks: names of generated tasks; empty for all, or for none where there are files.
         files: LongBench-format files, one task each, besides the generated tasks.
         compressors: names as ``make_compressor`` knows them; empty for all that are built in.
-        rates: further knobs by compressor name.
+        rates: further knobs by compressor name; they come beside those that suit the model.
         parameters: of compressors, by name.
         contexts, questions: per task, and per context (half of them for policies to learn from).
         length: tokens of a context; None for 512 with the small model, and 4096 or what fits with others.
         seed: of the contexts.
         query_aware: compress after the question is known.
-        quick: four contexts and two knobs of every compressor.
+        quick: four contexts and two of every compressor's own knobs, besides ``rates``.
     """
 
     model: str = "small"
@@ -56,7 +66,7 @@ class QualityPlan:
     tasks: Sequence[str] = ()
     files: Sequence[Path] = ()
     compressors: Sequence[str] = ()
-    rates: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rates: Rates = field(default_factory=dict)
     parameters: Parameters = field(default_factory=dict)
     contexts: int = 64
     questions: int = 16
@@ -80,7 +90,7 @@ def measure_quality(plan: QualityPlan, out: Path, progress: Callable[[int, int],
     workloads, hashes = _workloads(plan, source, length)
     settings, compressors = _settings(plan, source, length)
     identity = _identity(plan, source, workloads, length) | ({"files": hashes} if hashes else {})
-    rows = RowFile(path, identity, {str(s.variant): repr(s) for s in settings}, Row)
+    rows = RowFile(path, identity, {str(s.variant): maker_of(s) for s in settings}, Row)
     if out.exists():
         return rows.finished(out)
     try:
@@ -142,17 +152,13 @@ def _workloads(plan: QualityPlan, source: Source, length: int) -> tuple[list[Wor
 
 def _settings(plan: QualityPlan, source: Source, length: int) -> tuple[list[Setting], list[Compressor]]:
     names = plan.compressors or default_names()
-    for name in plan.rates:
-        if name not in names:
-            raise SimkvError(f"further knobs of {name}, which is not measured; measured: {', '.join(names)}")
     parameters = dict(plan.parameters)
     for name in parts_of(names) & source.parameters.keys():
         parameters[name] = {**source.parameters[name], **parameters.get(name, {})}
-    rates = {**{name: knobs for name, knobs in source.rates.items() if name in names}, **plan.rates}
     caches = [source.model.prefill(context.tokens.tolist())[0] for context in _calibration(plan, source, length)]
     compressors = calibrated(_attached(built(names, parameters), source.model), caches)
-    settings = settings_of(compressors, rates)
-    return (thinned(settings) if plan.quick else settings), compressors
+    further = further_knobs(names, compressors, source.rates, plan.rates, plan.quick)
+    return settings_of(compressors, further, plan.quick), compressors
 
 
 def _calibration(plan: QualityPlan, source: Source, length: int) -> list[Context]:
@@ -170,6 +176,7 @@ def _identity(plan: QualityPlan, source: Source, workloads: Sequence[Workload], 
     return {
         "model": source.model.name,
         **source.facts,
+        "device": device_name(plan.device),
         "dtype": str(source.model.model.dtype).removeprefix("torch."),
         "tasks": [workload.task for workload in workloads],
         "contexts": max(workload.count for workload in workloads),

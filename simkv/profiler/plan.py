@@ -15,17 +15,21 @@ from simkv.profiler.quality import Setting
 
 __all__ = [
     "Parameters",
+    "Rates",
     "built",
     "calibrated",
     "default_names",
+    "further_knobs",
     "parsed_parameters",
     "parts_of",
     "settings_of",
-    "thinned",
 ]
 
 Parameters = Mapping[str, Mapping[str, Any]]
 """Parameters by compressor name: {"kivi": {"residual": 32}}."""
+
+Rates = Mapping[str, Sequence[str]]
+"""Further knobs by compressor name: {"kivi": ["5", "6"]}."""
 
 _CHAIN = "chain:"
 _UNMEASURED = "identity"
@@ -92,17 +96,22 @@ def _made(name: str, parameters: Parameters) -> Compressor:
     return Chain(dropper, coder)  # type: ignore[arg-type]
 
 
-def settings_of(compressors: Sequence[Compressor], rates: Mapping[str, Sequence[str]]) -> list[Setting]:
-    """Every compressor at its own knobs and at the further ``rates`` by its name, each variant once.
+def settings_of(
+    compressors: Sequence[Compressor], further: Sequence[Sequence[str]] = (), quick: bool = False
+) -> list[Setting]:
+    """Every compressor at its own knobs and at ``further`` ones, a list for each, every variant once.
+
+    With ``quick`` of a compressor's own knobs only the second and the last.
 
     Raises:
         CompressorError: two compressors of the same name and knob.
     """
     settings: dict[Variant, Setting] = {}
-    for compressor in compressors:
+    for compressor, more in zip(compressors, further or [()] * len(compressors), strict=True):
         if compressor.name == _UNMEASURED:
             continue
-        for knob in dict.fromkeys([*compressor.knobs, *rates.get(compressor.name, ())]):
+        own = [*compressor.knobs[1:2], compressor.knobs[-1]] if quick else compressor.knobs
+        for knob in dict.fromkeys([*own, *more]):
             setting = Setting.of(compressor, knob)
             if setting.variant in settings or setting.variant == RAW:
                 raise CompressorError(f"variant {setting.variant} would be measured twice")
@@ -110,13 +119,41 @@ def settings_of(compressors: Sequence[Compressor], rates: Mapping[str, Sequence[
     return list(settings.values())
 
 
-def thinned(settings: Sequence[Setting]) -> list[Setting]:
-    """Of every compressor's default ladder the second and the last variant: for a quick look."""
-    kept = []
-    for compressor in dict.fromkeys(setting.compressor for setting in settings):
-        knobs = list(compressor.knobs)
-        kept += [Setting.of(compressor, knob) for knob in dict.fromkeys([*knobs[1:2], knobs[-1]])]
-    return kept
+def further_knobs(
+    names: Sequence[str], compressors: Sequence[Compressor], usual: Rates, asked: Rates, quick: bool = False
+) -> list[list[str]]:
+    """Knobs beyond its own of every compressor.
+
+    Args:
+        names: as the user gave them, one for each compressor.
+        compressors: made of them.
+        usual: knobs that suit the model, by compressor name; left out with ``quick``.
+        asked: the user's further knobs, by the compressor's own name or by the one that the user gave.
+
+    Raises:
+        CompressorError: asked for a compressor that is not among them.
+    """
+    both = list(zip(names, compressors, strict=True))
+    pairs = [(name, knob) for name, knobs in asked.items() for knob in knobs]
+    for name, knob in pairs:
+        if all(_knob(*pair, name, knob) is None for pair in both):
+            what = f"{name}:{knob.rpartition(':')[0]}" if name == Chain.name and ":" in knob else name
+            raise CompressorError(f"further knobs of {what}, which is not measured; measured: {', '.join(names)}")
+    found = []
+    for pair in both:
+        wanted = [_knob(*pair, name, knob) for name, knob in pairs]
+        own = () if quick else usual.get(pair[1].name, ())
+        found.append([*own, *(knob for knob in wanted if knob is not None)])
+    return found
+
+
+def _knob(given: str, compressor: Compressor, name: str, knob: str) -> str | None:
+    """The knob of a variant "name:knob" if it is the compressor's, which the user has named ``given``."""
+    if name == compressor.name:
+        parts = knob.rpartition(":")[0]
+        return knob if not isinstance(compressor, Chain) or parts in ("", compressor.parts) else None
+    text = f"{name}:{knob}"
+    return text.removeprefix(f"{given}:") if text.startswith(f"{given}:") else None
 
 
 def calibrated(compressors: Sequence[Compressor], caches: Sequence[KVCache]) -> list[Compressor]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from simkv.errors import SimkvError, unknown_name
+from simkv.profiler.checkpoints import checkpoint_facts
+from simkv.profiler.devices import check_device
 from simkv.profiler.models import CachedModel, load_model, load_tokenizer
 from simkv.profiler.small import settings as small
 from simkv.profiler.tasks import TASKS, Task
@@ -76,15 +78,20 @@ def open_source(name: str, device: str) -> Source:
     """By name: "small", "small-plain" (without key outliers), "small:FOLDER", or a Hugging Face name or folder.
 
     Raises:
-        SimkvError: a model that cannot be loaded, or has an unusual cache.
+        SimkvError: a device that is not there, or a model that cannot be loaded or has an unusual cache.
     """
+    check_device(device)
     if name in (small.NAME, _PLAIN) or name.startswith(_SMALL):
         folder = Path(name.removeprefix(_SMALL)) if name.startswith(_SMALL) else small.WEIGHTS
         return _small(folder, device, outliers=name != _PLAIN)
     model = load_model(name, device)
     tokenizer: Tokenizer = load_tokenizer(name)
     length = min(_LENGTH, model.window_tokens * 3 // 4)
-    facts = {"summary": f"measured quality and sizes of {model.name}", "label": "generated tasks in text"}
+    facts = {
+        "summary": f"measured quality and sizes of {model.name}",
+        "label": "generated tasks in text",
+        **checkpoint_facts(name, model.model.config),
+    }
     return Source(model, text_tasks(tokenizer), stop_token(tokenizer), _SPARE_TOKENS, length, tokenizer, facts)
 
 

@@ -13,7 +13,8 @@ from simkv.errors import SimkvError, unknown_name
 from simkv.profile_saving import save_profile
 from simkv.profile_types import Profile, Variant
 from simkv.profiler.compressors.base import Compressor
-from simkv.profiler.plan import Parameters, built, calibrated, default_names, parts_of, settings_of, thinned
+from simkv.profiler.makers import maker_of
+from simkv.profiler.plan import Parameters, built, calibrated, default_names, further_knobs, parts_of, settings_of
 from simkv.profiler.provenance import facts_of_machine
 from simkv.profiler.quality import Setting
 from simkv.profiler.random_caches import CacheShape, random_cache
@@ -95,7 +96,7 @@ def measure_speed(
     run = SpeedRun(subject, settings, grid, plan.device, clock, patience, plan.seed, plan.quick)
     machine = facts_of_machine(plan.device)
     identity = _identity(plan, subject, machine, patience)
-    makers = {str(setting.variant): repr(setting) for setting in settings}
+    makers = {str(setting.variant): maker_of(setting) for setting in settings}
     rows = RowFile(path, identity, makers, SpeedRow)
     if out.exists():
         return rows.finished(out)
@@ -149,19 +150,15 @@ def _settings(plan: SpeedPlan, subject: Subject) -> tuple[list[Setting], list[Co
     for name in names:
         if name.startswith("kvpress:"):
             raise SimkvError(f"compressor {name}: acts inside a model's prefill, so its speed is not measured apart")
-    for name in plan.rates:
-        if name not in names:
-            raise SimkvError(f"further knobs of {name}, which is not measured; measured: {', '.join(names)}")
     parameters = dict(plan.parameters)
     for name in parts_of(names) & subject.parameters.keys():
         parameters[name] = {**subject.parameters[name], **parameters.get(name, {})}
-    rates = {**{name: knobs for name, knobs in subject.rates.items() if name in names}, **plan.rates}
     one = replace(subject.cache, layers=min(subject.cache.layers, 2))
     compressors = calibrated(built(names, parameters), [_calibration(plan, subject, one)])
+    further = further_knobs(names, compressors, subject.rates, plan.rates, plan.quick)
     if _wants_fused(plan):
         compressors = [compressor.fused(plan.device) for compressor in compressors]
-    settings = settings_of(compressors, rates)
-    return (thinned(settings) if plan.quick else settings), compressors
+    return settings_of(compressors, further, plan.quick), compressors
 
 
 def _wants_fused(plan: SpeedPlan) -> bool:

@@ -15,6 +15,8 @@ import torch
 from simkv.errors import SimkvError
 from simkv.models import MODELS
 from simkv.profiler.architectures import ARCHITECTURES, random_model, weight_bytes
+from simkv.profiler.checkpoints import checkpoint_facts
+from simkv.profiler.devices import check_device
 from simkv.profiler.models import CachedModel, load_model
 from simkv.profiler.random_caches import CacheShape
 from simkv.profiler.small import settings as small
@@ -80,16 +82,15 @@ def open_subject(name: str, device: str, longest: int, seed: int) -> Subject:
     Raises:
         SimkvError: a model that cannot be loaded, or of which not one layer fits the memory.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SimkvError(f"device {device}: this machine has no CUDA device that torch can use")
+    check_device(device)
     if name in MODELS:
         return _known(name, device, longest, seed)
     if name == small.NAME or name.startswith((f"{small.NAME}-", f"{small.NAME}:")):
         source = open_source(name, device)
         return _real(source.model, source.facts, source.parameters, source.rates, device, longest, seed)
-    facts = {"weights": "of the checkpoint"}
     try:
-        return _real(load_model(name, device), facts, {}, {}, device, longest, seed)
+        model = load_model(name, device)
+        return _real(model, checkpoint_facts(name, model.model.config), {}, {}, device, longest, seed)
     except SimkvError as error:
         known = ", ".join(MODELS)
         raise SimkvError(f"{error}; shapes that need no checkpoint: {small.NAME}, {known}") from error

@@ -5,7 +5,6 @@ entry-point group "simkv.compressors" (loaded only when asked for by name), from
 from kvpress as "kvpress:Press" (``adapters/kvpress.py``).
 """
 
-from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -24,6 +23,7 @@ from simkv.profiler.compressors.kvcomp import KVComp
 from simkv.profiler.compressors.kvquant import KVQuant
 from simkv.profiler.compressors.lowrank import LowRank
 from simkv.profiler.compressors.packkv import PackKV
+from simkv.profiler.compressors.parameters import check_parameters
 from simkv.profiler.compressors.pyramidinfer import PyramidInfer
 from simkv.profiler.compressors.pyramidkv import PyramidKV
 from simkv.profiler.compressors.snapkv import SnapKV
@@ -96,15 +96,12 @@ def find_compressor(name: str) -> type[Compressor]:
 def make_compressor(name: str, **parameters: Any) -> Compressor:
     """A compressor by a name as in ``find_compressor`` or "chain:dropper+coder", the latter without parameters.
 
-    ``parameters`` replace the class's defaults.  Raises CompressorError.
+    ``parameters`` replace the class's defaults.  Raises CompressorError, also for a value of another type.
     """
     if name.startswith(_CHAIN):
         return chain(name.removeprefix(_CHAIN), COMPRESSORS)
     kind = find_compressor(name)
-    known = [field.name for field in fields(kind)]
-    for parameter in parameters:
-        if parameter not in known:
-            raise CompressorError(unknown_name(f"parameter of compressor {name}", parameter, known))
+    check_parameters(name, kind, parameters)
     try:
         return kind(**parameters)
     except TypeError as error:  # abstract, or parameters without defaults
