@@ -296,7 +296,8 @@ def _set(table: dict[str, Any], dotted: str, value: Any, where: str) -> None:
             node = tiers[section]
         else:
             node = node.setdefault(section, {})
-        if not isinstance(node, (dict, list)):
+        tier_list = isinstance(node, list) and (depth, section) == (0, "tiers")
+        if not isinstance(node, dict) and not tier_list:
             raise ConfigError(f"{where}: {shown_key(dotted)}: {section!r} is not a table")
     if not isinstance(node, dict):
         raise ConfigError(f"{where}: {shown_key(dotted)}: address a tier by its name, like tiers.dram.capacity")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simkv.config import (
@@ -442,6 +442,7 @@ KEYS = st.sampled_from(
 )
 
 
+@example({"profile": [], "profile.tasks.lcc": None}, True)
 @given(st.dictionaries(st.text(max_size=6) | KEYS, VALUES, max_size=6), st.booleans())
 def test_any_table_parses_or_is_refused_in_one_line(changes: dict[str, Any], dotted: bool) -> None:
     """Random tables and random changes give a configuration or a ConfigError, never anything else."""
