@@ -20,9 +20,12 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from simkv.errors import SimkvError
+
 __all__ = ["IMPLEMENTATION", "Capture", "capturing", "continuing", "masked_to"]
 
 IMPLEMENTATION = "simkv"
+_NOT_PLAIN = ("softcap", "s_aux", "sliding_window")  # what models ask of attention that would change its answers
 _BLOCK = 512  # queries at a time when attention mass is summed
 
 
@@ -95,12 +98,16 @@ def _attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention of [B, heads, n, D] queries over [B, KV heads, T, D]; returns [B, n, heads, D].
 
-    ``dropout`` is part of the form, and not used: nothing is trained here.
+    ``dropout`` is part of the form, and not used: nothing is trained here.  Raises SimkvError for a model that asks
+    for more than plain attention.
     """
+    for name in _NOT_PLAIN:
+        if more.get(name) is not None:
+            raise SimkvError(f"{type(module).__name__} asks for attention with {name}={str(more[name])[:40]}")
     mask = None
     if _STATE.continues:
         return _continued(query, key, value, scaling), None

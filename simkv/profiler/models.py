@@ -1,7 +1,8 @@
 """Language models as the profiler sees them: prefill to a cache, answer from a decoded cache, score answers.
 
-What it is: a thin wrapper of any transformers causal LM with plain (grouped-query or multi-head) attention.  What it
-is not: a serving engine; one context at a time, its questions as a batch.
+What it is: a thin wrapper of a transformers causal LM that is built like Llama, with plain (grouped-query or
+multi-head) attention; ``supported.py`` refuses others.  What it is not: a serving engine; one context at a time, its
+questions as a batch.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from simkv.errors import SimkvError
-from simkv.profiler.attention import IMPLEMENTATION, Capture, capturing, masked_to
+from simkv.profiler.attention import Capture, capturing, masked_to
 from simkv.profiler.compressors.base import DecodedCache, KVCache, PrefillContext
 from simkv.profiler.model_calls import cache_argument
+from simkv.profiler.supported import check_attention, replace_attention
 
 __all__ = ["CachedModel", "load_model", "load_tokenizer"]
 
@@ -30,11 +32,14 @@ class CachedModel:
     Args:
         model: a transformers causal LM; its attention implementation is set to the profiler's.
         name: as profiles name it.
+
+    Raises:
+        SimkvError: a model that is not built like Llama, or has an unusual cache.
     """
 
     def __init__(self, model: Any, name: str) -> None:
         _refuse_unusual(model.config, name)
-        model.set_attn_implementation(IMPLEMENTATION)
+        replace_attention(model, name)
         self.model = model.eval()
         self.name = name
         self.device = next(model.parameters()).device
@@ -44,6 +49,7 @@ class CachedModel:
         self.kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         self.window_tokens = int(config.max_position_embeddings)
+        check_attention(model, name, self.layers, self.kv_heads, self.head_dim)
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -1,8 +1,26 @@
 """The model wrapper: answers from a cache are those of the plain model, whatever the lengths of its layers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from simkv.errors import SimkvError
 from simkv.profiler.compressors.base import DecodedCache, KVCache
@@ -100,3 +118,37 @@ def test_unusual_models_are_refused() -> None:
         CachedModel(sliding, "sliding")
     with pytest.raises(SimkvError, match="a context of 300 tokens; allowed: 1 to 256"):
         CachedModel(LlamaForCausalLM(_config()), "short").prefill(list(range(100)) * 3)
+
+
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+ROPELESS: dict[str, Callable[[], Any]] = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=2, n_positions=64)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL, intermediate_size=32)),
+    "opt": lambda: OPTForCausalLM(OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=32, max_position_embeddings=64)),
+    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=60, hidden_size=32, n_layer=1, n_head=2)),
+    "falcon": lambda: FalconForCausalLM(FalconConfig(**SMALL)),
+}
+
+
+@pytest.mark.parametrize("name", ROPELESS)
+def test_models_that_are_not_built_like_llama_are_refused(name: str) -> None:
+    """With what is missing and what is supported, whatever the family."""
+    with pytest.raises(SimkvError, match=f"model {name}: .* has no rotary .* supported are models built like Llama"):
+        CachedModel(ROPELESS[name](), name)
+
+
+def test_a_model_whose_attention_is_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers only warns of one; here a layer of two answers by itself."""
+    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    layer = model.model.layers[1].self_attn
+    monkeypatch.setattr(layer, "forward", lambda hidden_states, **given: (hidden_states, None))
+    with pytest.raises(SimkvError, match="attends by itself in 1 of 2 layers"):
+        CachedModel(model, "own")
+
+
+def test_attention_that_is_not_plain_is_refused() -> None:
+    """Gemma 2 caps its attention logits."""
+    sizes = {**SMALL, "intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 16}
+    config = Gemma2Config(**sizes, use_sliding_window=False, layer_types=["full_attention"] * 2)
+    with pytest.raises(SimkvError, match="model capped: Gemma2Attention asks for attention with softcap=50"):
+        CachedModel(Gemma2ForCausalLM(config), "capped")
