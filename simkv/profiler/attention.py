@@ -37,12 +37,14 @@ class Capture:
         window: keep the last so many queries.
         wants_mass: sum the attention that each token receives.
         queries: [query heads, window, D] after RoPE.
+        scalings: what the layer multiplies queries times keys by before softmax.
         mass: [query heads, T], summed over queries, divided by how many could see the token.
     """
 
     window: int
     wants_mass: bool
     queries: list[Tensor] = field(default_factory=list)
+    scalings: list[float] = field(default_factory=list)
     mass: list[Tensor] = field(default_factory=list)
 
 
@@ -143,12 +145,13 @@ def _continued(query: Tensor, key: Tensor, value: Tensor, scaling: float | None)
 
 
 def _record(capture: Capture, query: Tensor, key: Tensor, scaling: float | None) -> None:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     capture.queries.append(query[0, :, -capture.window :].clone(memory_format=torch.contiguous_format))
+    capture.scalings.append(scale)
     if not capture.wants_mass:
         return
     heads, tokens = query.shape[1], key.shape[2]
     keys = key[0].repeat_interleave(heads // key.shape[1], dim=0)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mass = torch.zeros(heads, tokens, dtype=torch.float32, device=key.device)
     for start in range(0, tokens, _BLOCK):
         block = query[0, :, start : start + _BLOCK]

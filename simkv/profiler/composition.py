@@ -14,7 +14,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter, process_time
@@ -63,7 +63,7 @@ def cut(cache: KVCache, side: PrefillContext, blocks: int) -> list[tuple[KVCache
         places = slice(start, start + size)
         mass = None if side.attention is None else [layer[:, places] for layer in side.attention]
         piece = KVCache([keys[:, places] for keys in cache.keys], [values[:, places] for values in cache.values])
-        pieces.append((piece, PrefillContext(queries=side.queries, attention=mass)))
+        pieces.append((piece, replace(side, attention=mass)))
     return pieces
 
 

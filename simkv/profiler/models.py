@@ -25,6 +25,8 @@ from simkv.profiler.supported import check_attention, replace_attention
 
 __all__ = ["CachedModel", "load_model", "load_tokenizer"]
 
+_PROBE = 16  # tokens
+
 
 class CachedModel:
     """A causal LM that continues from decoded caches.
@@ -85,17 +87,23 @@ class CachedModel:
         )
         context = PrefillContext(
             queries=capture.queries if "queries" in needs else None,
+            scalings=capture.scalings if "queries" in needs else None,
             attention=capture.mass if "attention" in needs else None,
         )
         if "pre_rope" in needs:
-            self._add_rope(context, len(tokens))
+            self._add_rope(context, tokens)
         return kv, context
 
-    def _add_rope(self, context: PrefillContext, tokens: int) -> None:
-        positions = torch.arange(tokens, device=self.device)[None]
-        probe = torch.zeros(1, 1, self.head_dim, device=self.device, dtype=torch.float32)
-        cos, sin = self.model.model.rotary_emb(probe, positions)
+    def _add_rope(self, context: PrefillContext, tokens: Sequence[int]) -> None:
+        positions = torch.arange(len(tokens), device=self.device)[None]
+        like = torch.zeros(1, 1, self.head_dim, device=self.device, dtype=torch.float32)
+        cos, sin = self.model.model.rotary_emb(like, positions)
         context.rope_angles = (cos[0], sin[0])
+        # The first layer sees nothing but the tokens: of equal ones, its keys differ by RoPE alone.
+        cache: Any = DynamicCache()
+        same = torch.tensor([[tokens[0]] * min(_PROBE, self.window_tokens)], device=self.device)
+        self.model.model(input_ids=same, use_cache=True, **cache_argument(self.model.model, cache))
+        context.rope_probe = cache.layers[0].keys[0]
 
     def _started(self, cache: DecodedCache) -> DynamicCache:
         dtype = self.model.dtype

@@ -6,7 +6,7 @@ rows' file (``rows.py``), the profile made of them (``measured.py``), or speed: 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from time import perf_counter
 
@@ -174,7 +174,8 @@ class _Measure:
         length = len(self.tokens)
         attention = None if side.attention is None else [mass[:, :length] for mass in side.attention]
         kept = [[part[:, :length] for part in parts] for parts in (cache.keys, cache.values)]
-        return KVCache(*kept), PrefillContext(queries=side.queries, attention=attention)
+        later = [keys[:, length:] for keys in cache.keys]
+        return KVCache(*kept), replace(side, attention=attention, later_keys=later)
 
     def _decoded(self, setting: Setting, cache: KVCache, side: PrefillContext) -> tuple[DecodedCache, int]:
         try:

@@ -58,7 +58,6 @@ def sample(
     context = PrefillContext(
         queries=[query[:, -64:] for query in queries],
         attention=[mass.softmax(-1) for mass in normal(QUERY_HEADS, tokens)],
-        pre_rope_keys=[key.to(dtype) for key in plain],
         rope_angles=(cos, sin),
     )
     return KVCache([key.to(dtype) for key in turned], [value.to(dtype) for value in values]), context

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from simkv.profiler.compressors.base import CompressorError, PrefillContext
 from simkv.profiler.compressors.kvquant import KVQuant
 from simkv.profiler.compressors.nuq import fit_levels, frequencies, turned
 from simkv.profiler.compressors.payload import PayloadError, unpack
+from simkv.profiler.models import CachedModel
 from tests.profiler.compressor_laws import edited, normal_cache, sample
 
 
@@ -33,12 +35,37 @@ def test_kvquant_reads_frequencies_off_the_angles(start: int, dtype: torch.dtype
 
 def test_kvquant_undoes_the_rotary_embedding() -> None:
     """Turned back, the keys are those before RoPE up to their rounding; turned forward again, themselves."""
-    cache, context = sample(200, heads=2, head_dim=64, dtype=torch.float32)
-    rates = frequencies(context.rope_angles, cache.shape)
-    back = turned(cache.keys[0], rates, 0, -1)
-    assert context.pre_rope_keys is not None
-    assert torch.allclose(context.pre_rope_keys[0], back, atol=2e-3)
-    assert torch.allclose(cache.keys[0], turned(back, rates, 0, 1), atol=1e-4)
+    plain, (cos, sin) = normal_cache(200, 2, 64, dtype=torch.float32).keys[0], rotary(200, 64)
+    keys = plain * cos + torch.cat([-plain[..., 32:], plain[..., :32]], dim=-1) * sin
+    rates = frequencies((cos, sin), normal_cache(200, 2, 64).shape)
+    back = turned(keys, rates, 0, -1)
+    assert torch.allclose(plain, back, atol=2e-3)
+    assert torch.allclose(keys, turned(back, rates, 0, 1), atol=1e-4)
+
+
+def _tiny(kind: str) -> CachedModel:
+    """A random model of two layers; GLM turns neighbouring channels together, Phi only some, Qwen3 norms its keys."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    sizes = {"vocab_size": 60, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **sizes, **heads)
+    return CachedModel(AutoModelForCausalLM.from_config(config), kind)
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi", "qwen3"])
+def test_kvquant_takes_models_that_turn_the_halves(kind: str) -> None:
+    """Their keys, some or all channels turned, with biases or norms, are taken."""
+    cache, side = _tiny(kind).prefill(list(range(5, 55)), frozenset({"pre_rope"}))
+    decoded = KVQuant().decode(KVQuant().encode(cache, side, "4").payload)
+    assert torch.allclose(cache.keys[0].float(), decoded.keys[0].float(), atol=0.3 * float(cache.keys[0].abs().max()))
+
+
+def test_kvquant_refuses_a_model_that_turns_neighbours() -> None:
+    """GLM's angles look like Llama's, but turn channels 0 and 1, 2 and 3, and so on."""
+    cache, side = _tiny("glm").prefill(list(range(5, 55)), frozenset({"pre_rope"}))
+    with pytest.raises(CompressorError, match="does not turn the two halves"):
+        KVQuant().encode(cache, side, "4")
 
 
 def test_kvquant_turns_only_the_rotated_channels() -> None:

@@ -101,16 +101,28 @@ class PrefillContext:
 
     Attributes:
         queries: per layer [query heads, W, D], the last W queries after RoPE ("queries").
+        scalings: per layer, what the model multiplies queries times keys by before softmax; None: 1 / sqrt(D)
+            ("queries").
+        later_keys: per layer [H, L, D], keys after RoPE of L tokens behind the cache's, which the queries belong to
+            or see: a question that is known already; None: the queries are the cache's last ("queries").
         attention: per layer [query heads, T], attention mass that each token received, divided by the number of
             queries that could see it ("attention").
-        pre_rope_keys: per layer [H, T, D], keys before RoPE ("pre_rope").
-        rope_angles: (cos, sin), each [T, D], that made the keys from them ("pre_rope").
+        rope_angles: (cos, sin), each [T, D], that made the keys from those before RoPE ("pre_rope").
+        rope_probe: [H, n, D], keys after RoPE that were equal before it, at positions 0 to n - 1: they show which
+            channels the model turns together ("pre_rope").
     """
 
     queries: list[Tensor] | None = None
+    scalings: list[float] | None = None
+    later_keys: list[Tensor] | None = None
     attention: list[Tensor] | None = None
-    pre_rope_keys: list[Tensor] | None = None
     rope_angles: tuple[Tensor, Tensor] | None = None
+    rope_probe: Tensor | None = None
+
+    @property
+    def later(self) -> int:
+        """Tokens behind the cache's that the queries know of."""
+        return self.later_keys[0].shape[1] if self.later_keys else 0
 
 
 @dataclass

@@ -102,8 +102,11 @@ class Scorer(Dropper):
         Raises CompressorError when side information is missing or does not fit the cache.
         """
 
-    def protected(self, tokens: int, count: int) -> Tensor:
-        """Positions kept whatever their score, at most ``count`` of them; the default protects none."""
+    def protected(self, tokens: int, count: int, later: int) -> Tensor:
+        """Positions kept whatever their score, at most ``count`` of them; the default protects none.
+
+        ``later`` tokens behind the cache's are known.
+        """
         return torch.arange(0)
 
     def counts(self, shape: Shape, retention: float) -> list[int]:
@@ -116,7 +119,7 @@ class Scorer(Dropper):
         for layer, count in enumerate(self.counts(cache.shape, self.retention(knob))):
             scores = self.score(cache, context, layer)
             scores = scores if scores.is_floating_point() else scores.float()
-            protected = self.protected(scores.shape[-1], count).to(scores.device)
+            protected = self.protected(scores.shape[-1], count, context.later).to(scores.device)
             chosen.append(best(scores.index_fill(-1, protected, torch.inf), count))
         return chosen
 

@@ -41,6 +41,6 @@ class H2O(Scorer):
             raise CompressorError(f"compressor h2o: attention {list(mass.shape)} does not fit {tokens} tokens")
         return mass.view(heads, -1, tokens).mean(dim=1)
 
-    def protected(self, tokens: int, count: int) -> Tensor:
+    def protected(self, tokens: int, count: int, later: int) -> Tensor:
         """The most recent tokens, their share of what is kept."""
         return torch.arange(tokens - int(count * self.recent), tokens)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simkv.profiler.compressors.base import Compressor, CompressorError, DecodedCache, KVCache, PrefillContext, Shape
 from simkv.profiler.compressors.bits import pack_bits, packed_bytes, unpack_bits
-from simkv.profiler.compressors.nuq import fit_levels, frequencies, turned
+from simkv.profiler.compressors.nuq import check_pairs, fit_levels, frequencies, turned
 from simkv.profiler.compressors.parts import (
     back_to,
     finite_section,
@@ -61,6 +61,7 @@ class KVQuant(Compressor):
         if shape.heads * shape.tokens * shape.head_dim >= 1 << 31:
             raise CompressorError("compressor kvquant: a layer of 2^31 or more elements")
         rates = frequencies(context.rope_angles, shape).to(stacks[0].device)
+        check_pairs(context.rope_probe, rates)
         first = min(self.first, shape.tokens)
         sections: dict[str, Tensor | bytes] = {"rope": rates}
         for side, stack, width in zip(("key", "value"), stacks, (key_bits, value_bits), strict=True):

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from simkv.profiler.compressors.base import CompressorError, Shape
 
-__all__ = ["fit_levels", "frequencies", "turned"]
+__all__ = ["check_pairs", "fit_levels", "frequencies", "turned"]
 
 _SAMPLE = 1 << 13
 _BINS = 256
 _ROUNDS = 15
 _MOST_ANGLE_ERROR = 0.05  # radians; bf16 angles are off by 0.004
+_MOST_LEFT = 0.05  # of the largest key; bf16 keys and angles leave 0.02
 
 
 def fit_levels(values: Tensor, count: int) -> Tensor:
@@ -70,6 +71,24 @@ def frequencies(angles: tuple[Tensor, Tensor] | None, shape: Shape) -> Tensor:
     if _off(phases - places * rates) > _MOST_ANGLE_ERROR:
         raise CompressorError("compressor kvquant: rotary angles that do not grow evenly with the position")
     return rates.float()
+
+
+def check_pairs(probe: Tensor | None, rates: Tensor) -> None:
+    """Whether undoing the rotation makes keys equal that were equal before it, at positions 0 on: probe [H, n, D].
+
+    Models of the same angles differ in which channels they turn together: the two halves, as here, or neighbours.
+    Without a probe, the angles are taken at their word.  Raises CompressorError.
+    """
+    if probe is None:
+        return
+    exact = probe.float().to(rates.device)
+    if exact.shape[-1] < 2 * len(rates):
+        raise CompressorError(f"compressor kvquant: {2 * len(rates)} rotated channels in keys of {exact.shape[-1]}")
+    back = turned(exact, rates, 0, -1)
+    if float((back - back[:, :1]).abs().max()) > _MOST_LEFT * float(exact.abs().max()):
+        raise CompressorError(
+            "compressor kvquant: this model's rotary embedding does not turn the two halves of the channels together"
+        )
 
 
 def turned(keys: Tensor, rates: Tensor, start: int, direction: int) -> Tensor:

@@ -65,7 +65,7 @@ class PyramidInfer(Dropper):
         chosen = []
         for layer, count in enumerate(counts):
             queries = last_queries(self, cache, context, layer, min(self.window, recent))
-            weights = recent_attention(queries, cache.keys[layer].float(), dropped).mean(dim=0)  # [W, T]
+            weights = recent_attention(queries, cache, context, layer, dropped).mean(dim=0)  # [W, T]
             ramp = torch.linspace(1.0, self.distance_weight, len(weights), device=weights.device)
             scores = (weights * ramp.unsqueeze(-1)).mean(dim=0).masked_fill(dropped, -torch.inf)
             scores[: self.sinks] = torch.finfo(scores.dtype).max

@@ -14,21 +14,38 @@ from simkv.profiler.compressors.dropping import Dropper, Scorer
 __all__ = ["SnapKV", "last_queries", "recent_attention"]
 
 
-def recent_attention(queries: Tensor, keys: Tensor, dropped: Tensor | None = None) -> Tensor:
-    """Causal attention weights, [query heads, W, T], of the last W queries over all T keys.
+def recent_attention(
+    queries: Tensor, cache: KVCache, context: PrefillContext, layer: int, dropped: Tensor | None = None
+) -> Tensor:
+    """Causal attention weights, [query heads, W, T], of the last W queries over a layer's T keys.
 
-    Arguments: queries [query heads, W, D] and keys [H, T, D], both float32 and after RoPE; query heads are a multiple
-    of H, in groups of neighbours; ``dropped`` [T], True for keys that may not be seen.
+    As the model computes them, with its own scaling; weights of keys behind the cache's are not among them.
+
+    Arguments: queries [query heads, W, D], float32 and after RoPE; query heads are a multiple of the KV heads, in
+    groups of neighbours; ``dropped`` [T], True for keys that may not be seen.  Raises CompressorError for later keys
+    that do not fit the cache.
     """
+    keys = cache.keys[layer].float()
+    own = keys.shape[1]
+    if context.later_keys is not None:
+        keys = torch.cat([keys, _later(cache, context, layer)], dim=1)
     heads, tokens, head_dim = keys.shape
     query_heads, window = queries.shape[:2]
-    scaled = (queries / math.sqrt(head_dim)).view(heads, -1, head_dim)  # [H, group x W, D]: keys need no copies
+    scaling = 1 / math.sqrt(head_dim) if context.scalings is None else context.scalings[layer]
+    scaled = (queries * scaling).view(heads, -1, head_dim)  # [H, group x W, D]: keys need no copies
     logits = (scaled @ keys.transpose(-1, -2)).view(query_heads, window, tokens)
     future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
     logits[..., tokens - window :].masked_fill_(future, -torch.inf)
     if dropped is not None:
-        logits.masked_fill_(dropped, -torch.inf)
-    return logits.softmax(dim=-1)
+        logits[..., :own].masked_fill_(dropped, -torch.inf)
+    return logits.softmax(dim=-1)[..., :own]
+
+
+def _later(cache: KVCache, context: PrefillContext, layer: int) -> Tensor:
+    keys, later = cache.keys[layer], context.later_keys or []
+    if len(later) != len(cache.keys) or later[layer].shape != (keys.shape[0], context.later, keys.shape[2]):
+        raise CompressorError(f"keys of a question that do not fit a cache of {cache.shape}")
+    return later[layer].to(keys.device, torch.float32)
 
 
 def last_queries(dropper: Dropper, cache: KVCache, context: PrefillContext, layer: int, window: int) -> Tensor:
@@ -51,7 +68,8 @@ class SnapKV(Scorer):
 
     Score: attention of the last ``window`` queries, mean over them, average-pooled along the tokens, mean over the
     query heads of a KV head.  The window itself is kept; when the budget does not exceed it, the most recent tokens are
-    all that is kept.  The window ends at the end of the context: a question that comes later is not seen.
+    all that is kept.  The window ends at the end of the context: a question that comes later is not seen.  If it is
+    known (later keys), the window ends with the question, and what is left of it in the context is kept.
 
     Knob: retention ratio, the fraction of tokens kept, the window included.
     """
@@ -72,16 +90,16 @@ class SnapKV(Scorer):
     def score(self, cache: KVCache, context: PrefillContext, layer: int) -> Tensor:
         """Pooled attention from the window; the tokens of the window itself score 0."""
         heads, tokens, _ = cache.keys[layer].shape
-        window = min(self.window, tokens)
+        window = min(self.window, tokens + context.later)
         queries = last_queries(self, cache, context, layer, window)
-        earlier = tokens - window
+        earlier = min(tokens, tokens + context.later - window)
         scores = torch.zeros(heads, tokens, device=queries.device)
         if earlier:
-            weights = recent_attention(queries, cache.keys[layer].float())[..., :earlier].mean(dim=-2)
+            weights = recent_attention(queries, cache, context, layer)[..., :earlier].mean(dim=-2)
             pooled = avg_pool1d(weights, self.kernel, stride=1, padding=self.kernel // 2)
             scores[:, :earlier] = pooled.view(heads, -1, earlier).mean(dim=1)
         return scores
 
-    def protected(self, tokens: int, count: int) -> Tensor:
+    def protected(self, tokens: int, count: int, later: int) -> Tensor:
         """The window, or the most recent part of it."""
-        return torch.arange(tokens - min(self.window, count), tokens)
+        return torch.arange(tokens - min(max(0, self.window - later), count), tokens)

@@ -38,6 +38,6 @@ class StreamingLLM(Scorer):
         """The position: the most recent token is the best."""
         return torch.arange(cache.shape.tokens, dtype=torch.float32)
 
-    def protected(self, tokens: int, count: int) -> Tensor:
+    def protected(self, tokens: int, count: int, later: int) -> Tensor:
         """The sinks."""
         return torch.arange(min(self.sinks, count))

@@ -17,7 +17,8 @@ __all__ = ["TOVA"]
 class TOVA(Scorer):
     """Token omission via attention (https://arxiv.org/abs/2401.06104), one choice for all heads of a layer.
 
-    Score: attention of the last query, mean over all query heads.  The last token itself always stays.  The paper
+    Score: attention of the last query, mean over all query heads.  The last token itself always stays, where it is
+    the cache's and not that of a question known already.  The paper
     drops a token at every step once a budget is full; here the choice is made once, after the prefill.
 
     Knob: retention ratio, the fraction of tokens kept.
@@ -29,8 +30,8 @@ class TOVA(Scorer):
     def score(self, cache: KVCache, context: PrefillContext, layer: int) -> Tensor:
         """Attention weights [T] of the last query."""
         query = last_queries(self, cache, context, layer, 1)
-        return recent_attention(query, cache.keys[layer].float()).mean(dim=0)[0]
+        return recent_attention(query, cache, context, layer).mean(dim=0)[0]
 
-    def protected(self, tokens: int, count: int) -> Tensor:
+    def protected(self, tokens: int, count: int, later: int) -> Tensor:
         """The last token."""
-        return torch.arange(tokens - 1, tokens)
+        return torch.arange(tokens - (not later), tokens)
