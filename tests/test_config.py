@@ -181,7 +181,7 @@ def test_explicit_defaults_do_not_change_the_identity() -> None:
 def test_resolved_leaves_out_what_has_no_effect() -> None:
     """Keys that only count with another one are absent without it, so that resolved tables parse again."""
     plain = resolved(parse_run(table()))
-    assert {"concurrency", "quality_queries"}.isdisjoint(plain["engine"])
+    assert {"concurrency", "quality_queries", "max_batch", "chunk_tokens"}.isdisjoint(plain["engine"])
     assert {"window_rule", "options"}.isdisjoint(plain["trace"])
     full = resolved(
         parse_run(table(engine={"arrivals": "closed", "quality_view": "sampled"}, trace={"window_tokens": 9}))
@@ -191,6 +191,12 @@ def test_resolved_leaves_out_what_has_no_effect() -> None:
         full["engine"]["quality_queries"],
         full["trace"]["window_rule"],
     )
+
+
+def test_step_times_are_picoseconds() -> None:
+    """What a cached token costs may be less than a nanosecond; a bare number is in seconds."""
+    given = parse_engine({"decode": "chunked", "step_base": 0.008, "step_per_token": "1.5 ns"})
+    assert (8 * 10**9, 1500, None) == (given.step_base_ps, given.step_per_token_ps, given.step_per_sequence_ps)
 
 
 def test_identity_depends_on_content_not_on_names_or_folders() -> None:
@@ -434,7 +440,10 @@ KEYS_OF = {
     "profile": ["name", "sizes", "speeds", "tasks.lcc"],
     "tiers": ["dram.capacity", "ssd.read", "ssd.latency", "dram.channels", "ssd.name", "tape.read"],
     "host_link": ["read", "discipline"],
-    "engine": ["arrivals", "concurrency", "warmup", "quality_view", "pristine", "gpus"],
+    "engine": [
+        *("arrivals", "concurrency", "warmup", "quality_view", "pristine", "gpus", "decode", "max_batch"),
+        *("chunk_tokens", "step_base", "step_per_token", "slo_ttft"),
+    ],
     "policy": ["name", "label", "alpha"],
 }
 KEYS = st.sampled_from(
@@ -476,7 +485,12 @@ def test_resolved_tables_say_it_all(
             "trace": {"file": "f", "start": f"{start} ns", "rate": rate},
             "profile": {"name": "p"},
             "tiers": [tier],
-            "engine": {"warmup": f"{share * 100} %"},
+            "engine": {
+                "warmup": f"{share * 100} %",
+                "decode": "chunked",
+                "step_base": f"{1 + start} ps",
+                "slo_tpot": rate,
+            },
             "policy": {**params, "name": "lru"},
         }
     )

@@ -118,6 +118,22 @@ def test_decompression_comes_first() -> None:
     assert (50 * US, 125 * US, 20 * US) == (load, queue, work)
 
 
+@pytest.mark.parametrize("output", [1, 50])
+def test_decompression_is_paid_once(output: int) -> None:
+    """A hit with 20 us to decode and two chunks of 0.4 ms to prefill; a sequence ends with the first of them.
+
+    The second chunk then shares its step with another sequence, or has the GPU to itself.  Loaded 50 us after 10,035,
+    started with the step at 10,110, done 20 + 400 + 400 us later.
+    """
+    asked = {"inputs": [100, 1, 1, 180], "outputs": [1, 3, output, 1], "at_us": [0, 10_000, 10_000, 10_035]}
+    engine = make_engine(
+        make_trace([[0], [], [], [0]], **asked), Scripted({0: "dram kivi:4"}), decode=decoding(chunk=40)
+    )
+    engine.run()
+    assert (50 * US, 25 * US, 820 * US) == times(engine)[3]
+    assert 10_530 * US == tokens_at(engine)[1][1]
+
+
 def test_the_smallest_batch_is_chosen() -> None:
     """Two GPUs: the third request goes to the one whose only sequence has ended, and stays there."""
     engine = generate(generating([100] * 3, [100, 2, 2], [0, 0, 2000]), decoding(), gpus=2)
