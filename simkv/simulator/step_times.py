@@ -125,7 +125,8 @@ def _line(measured: dict[int, dict[int, float]], batch: int) -> tuple[Piece, ...
 def _pieces(knots: Sequence[tuple[int, int]], tail: int) -> list[Piece]:
     pieces = [(0, knots[0][0], knots[0][1], 0)] if knots[0][0] else []
     for (start, at_start), (end, at_end) in pairwise(knots):
-        pieces.append((start, end, at_start, round((at_end - at_start) / (end - start))))
+        slope = -(-(at_end - at_start) // (end - start))  # rounded up, so that no step is below both of its knots
+        pieces.append((start, end, at_start, slope))
     return [*pieces, (knots[-1][0], _END, knots[-1][1], tail)]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from simkv.errors import ConfigError
-from simkv.profiles import PrefillFit
+from simkv.profiles import PrefillFit, load_profile
 from simkv.simulator.bounds import bound
 from simkv.simulator.metrics import Result
 from simkv.simulator.policies.lru import Lru
@@ -195,6 +195,23 @@ def test_measured_steps_are_used() -> None:
     result = simulate(trace, profile, "recompute", decode="prefill_first")
     assert [pytest.approx(1.005e-3)] == result.requests["tpot_s"].tolist()
     assert (4, "measured") == (result.meta["decode"]["max_batch"], result.meta["decode"]["step_times"])
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["decode"])
+def test_a_shipped_profile_has_measured_steps(mode: dict[str, Any]) -> None:
+    """The profile timed on a CPU decodes as it is, noise and all: TPOT is no less than its shortest step.
+
+    Prompts are as long as the contexts at which it was timed; up to 16 sequences, as many as were timed.
+    """
+    sizes = {"tokens": 500, "sd_tokens": 150, "block_tokens": 64, "output_tokens": 40}
+    trace = generate_trace("zipf", seed=2, requests=120, contexts=20, rate_per_s=20.0, **sizes)
+    profile = load_profile("small-model-cpu-timed")
+    result = simulate(trace, profile, "lru", tasks="qa", check=True, **mode)
+    frame = result.requests
+    shortest = min(seconds for _, _, seconds in profile.decode_steps)
+    assert (frame[["load_s", "queue_s", "compute_s"]] >= 0).all().all()
+    assert shortest <= frame["tpot_s"].min() and frame["tpot_s"].max() < 0.02
+    assert (16, "measured") == (result.meta["decode"]["max_batch"], result.meta["decode"]["step_times"])
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
