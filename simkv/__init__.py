@@ -6,6 +6,7 @@ Inputs:   ``simkv.traces`` (request traces), ``simkv.profiles`` (measured qualit
 Run:      ``simulate`` in ``simkv.simulator.run``; what a run means is in ``simulator/SPECIFICATION.md``.
 Decide:   ``simkv.simulator.policies`` (one file per policy, interface in ``base.py``).
 Studies:  ``simkv.config`` (TOML), ``simkv.experiments`` (sweeps), ``simkv.figures`` (plots).
+Measure:  ``simkv.profiler`` (profiles from real devices), ``simkv.testbed`` (the simulator beside real replays).
 
 Names below are loaded when first used, so ``import simkv`` itself is quick.
 """

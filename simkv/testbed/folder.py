@@ -45,7 +45,6 @@ def payload_folder(parent: Path, need_bytes: int) -> Iterator[Path]:
         _empty(home)
         free = shutil.disk_usage(home).free
         if need_bytes > _MOST_OF_FREE * free:
-            _remove(home)
             raise SimkvError(
                 f"{parent}: {format_bytes(free)} are free; payloads of up to {format_bytes(need_bytes)} would take "
                 "more than half of that: give a smaller disk capacity or another --ssd"
@@ -53,7 +52,7 @@ def payload_folder(parent: Path, need_bytes: int) -> Iterator[Path]:
         try:
             yield home
         finally:
-            _remove(home)
+            _empty(home)
 
 
 @contextlib.contextmanager
@@ -105,12 +104,17 @@ def _claimed(home: Path, ours: Callable[[str], bool]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SimkvError(f"{home}: another validation is using it; wait for it or name another place") from None
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in home.iterdir()] == [_MARKER]:  # nothing is left, or nothing came of it
+                _remove(home)
     finally:
         os.close(descriptor)
 
 
 def _empty(home: Path) -> None:
+    """Remove the files that were looked at before."""
     for path in home.iterdir():
         if path.name != _MARKER:
             path.unlink()
@@ -118,6 +122,5 @@ def _empty(home: Path) -> None:
 
 def _remove(home: Path) -> None:
     with contextlib.suppress(OSError):
-        _empty(home)
         (home / _MARKER).unlink()
         home.rmdir()

@@ -143,8 +143,10 @@ class _OpenLoop:
         row.wall_s = row.ttft_s
         arrival_ns = int(real.trace.arrival_ns[request])
         with self._ledgers:
-            for work in real.step(round((end - self._start) * 1e9), request, arrival_ns, payload, served.started):
-                self._on_their_way[work.key] = self._mover.submit(self._guarded, self._move, work)
+            works = real.step(round((end - self._start) * 1e9), request, arrival_ns, payload, served.started)
+            if works:
+                moved = self._mover.submit(self._guarded, self._move, works)
+                self._on_their_way |= dict.fromkeys((work.key for work in works), moved)
         self._unanswered.append((row, served.started, served.first))
         self.rows[request] = row
         self._progress(len(self.rows), len(real.trace))
@@ -163,9 +165,9 @@ class _OpenLoop:
         except PayloadError as error:
             raise real.damaged(request, placement, error) from error
 
-    def _move(self, work: Work) -> None:
-        """Carry out a move; what it reads goes through the tier's reader, in turn with the loads."""
+    def _move(self, works: list[Work]) -> None:
+        """Carry out a step's moves; what they read goes through the tier's reader, in turn with the loads."""
         tiers, readers = self._real.tiers, self._readers
         self._real.carry_out(
-            work, lambda placement, key: readers[placement.tier].submit(tiers[placement.tier].read, key).result()
+            works, lambda placement, key: readers[placement.tier].submit(tiers[placement.tier].read, key).result()
         )

@@ -56,6 +56,11 @@ class Work:
     cache: KVCache | None
     payload: bytes | None
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether its bytes need not be read where it was."""
+        return self.cache is not None or self.payload is not None
+
 
 class RealStore:
     """Store, policy and payloads of one replay.
@@ -144,24 +149,42 @@ class RealStore:
             work.append(Work(key, change.old, new, cache if own else None, payload if own else None))
         return work
 
-    def carry_out(self, work: Work, read: Callable[[Placement, int], bytes]) -> None:
-        """Move one entry's real bytes; ``read`` gives what is stored at a placement."""
-        old, new = work.old, work.new
-        if new is not None:
-            self.tiers[new.tier].write(work.key, self._payload(work, new, read))
-        if old is not None and (new is None or new.tier != old.tier):
-            self.tiers[old.tier].drop(work.key)
-        for number, tier in enumerate(self.tiers):
-            self.most_bytes[number] = max(self.most_bytes[number], sum(tier.sizes.values()))
+    def carry_out(self, works: Sequence[Work], read: Callable[[Placement, int], bytes]) -> None:
+        """Move a step's real bytes, never holding more on a tier than its ledger does before or after.
 
-    def _payload(self, work: Work, new: Placement, read: Callable[[Placement, int], bytes]) -> bytes:
-        if work.cache is not None:
-            return self.server.encoded(work.cache, new.variant)
-        assert work.old is not None
-        payload = work.payload if work.payload is not None else read(work.old, work.key)
-        if work.old.variant == new.variant:
-            return payload
-        return self.server.reencoded(payload, work.old.variant, new.variant)
+        First what leaves goes, also what is at hand; then what moves, from the slowest tier on, as room is made towards
+        slower tiers; last what is at hand is written.
+
+        Args:
+            works: of one step.
+            read: gives what is stored at a placement.
+        """
+        moving = [work for work in works if work.new is not None and not work.at_hand]
+        for work in works:
+            if work.old is not None and (work.new is None or work.at_hand):
+                self.tiers[work.old.tier].drop(work.key)
+        for work in sorted(moving, key=lambda work: -work.old.tier if work.old else 0):
+            assert work.old is not None
+            assert work.new is not None
+            self._write(work, read(work.old, work.key))
+            if work.new.tier != work.old.tier:
+                self.tiers[work.old.tier].drop(work.key)
+        for work in works:
+            if work.new is not None and work.at_hand:
+                self._write(work, work.payload)
+
+    def _write(self, work: Work, payload: bytes | None) -> None:
+        """Put an entry where it belongs now, from its payload, or from the computed cache when there is none."""
+        assert work.new is not None
+        if payload is None:
+            assert work.cache is not None
+            payload = self.server.encoded(work.cache, work.new.variant)
+        elif work.old is not None and work.old.variant != work.new.variant:
+            payload = self.server.reencoded(payload, work.old.variant, work.new.variant)
+        tier = self.tiers[work.new.tier]
+        tier.write(work.key, payload)
+        used = sum(tier.sizes.values())
+        self.most_bytes[work.new.tier] = max(self.most_bytes[work.new.tier], used)
 
     def check(self) -> None:
         """Refuse to go on when what is really stored is not what the ledgers say.  Raises SimkvError."""
@@ -219,7 +242,7 @@ def _served(real: RealStore, request: int, clock: OwnClock) -> Timed:
     row = Timed(request, placement, served.load_s, 0.0, served.decode_s, served.prefill_s, ttft_s, wall_s)
     row.answer = real.answer(request, served.started, served.first)
     arrival_ns = int(real.trace.arrival_ns[request])
-    for work in real.step(arrival_ns + round(ttft_s * 1e9), request, arrival_ns, served.payload, served.started):
-        real.carry_out(work, lambda placement, key: tiers[placement.tier].read(key))
+    works = real.step(arrival_ns + round(ttft_s * 1e9), request, arrival_ns, served.payload, served.started)
+    real.carry_out(works, lambda placement, key: tiers[placement.tier].read(key))
     real.check()
     return row

@@ -21,13 +21,19 @@ from simkv.testbed.bench import Bench, Requests
 from simkv.testbed.prediction import Decision, Prediction
 from simkv.testbed.replay import Timed
 
-__all__ = ["NAMES", "PROFILES", "REPORT", "Replay", "replay_frame", "replay_line", "write_report"]
+__all__ = ["NAMES", "PROFILES", "REPORT", "Replay", "moves_frame", "replay_frame", "replay_line", "write_report"]
 
 REPORT = "report.json"
-_REQUESTS = "requests.parquet"
+_REQUESTS, _MOVES = "requests.parquet", "moves.parquet"
 PROFILES = "profiles"
 _FIGURES = {"scatter": validation_scatter, "cdf": validation_cdf}
-NAMES = (PROFILES, _REQUESTS, *(f"{loop}-{name}.png" for loop in ("closed", "open") for name in _FIGURES), REPORT)
+NAMES = (
+    PROFILES,
+    _REQUESTS,
+    _MOVES,
+    *(f"{loop}-{name}.png" for loop in ("closed", "open") for name in _FIGURES),
+    REPORT,
+)
 """Everything that a report's folder holds."""
 
 _PARTS = ("load", "queue", "decode", "prefill")
@@ -80,6 +86,22 @@ def replay_frame(
     return pd.DataFrame(frame)
 
 
+def moves_frame(
+    replay: Replay, costs: CostTables, predicted: Sequence[Decision], made: Sequence[Decision]
+) -> pd.DataFrame:
+    """One row per predicted and per real move; "" is no placement."""
+    tiers = [*(tier.name for tier in costs.tiers), ""]
+    variants = [*costs.variants, ""]
+    rows = []
+    for side, decisions in (("predicted", predicted), ("measured", made)):
+        for request, block, old, new in decisions:
+            places = [place or (-1, -1) for place in (old, new)]
+            names = [name for tier, variant in places for name in (tiers[tier], variants[variant])]
+            rows.append((*vars(replay).values(), side, request, block, *names))
+    columns = [*vars(replay), "side", "request", "block", "from_tier", "from_variant", "to_tier", "to_variant"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def replay_line(
     replay: Replay, frame: pd.DataFrame, predicted: Sequence[Decision], made: Sequence[Decision], most: dict[str, int]
 ) -> dict[str, Any]:
@@ -127,10 +149,13 @@ def _error(name: str, predicted: float, measured: float) -> dict[str, Any]:
     return {f"predicted_{name}": predicted, f"measured_{name}": measured, f"error_{name.removesuffix('_s')}": error}
 
 
-def write_report(folder: Path, frames: Sequence[pd.DataFrame], facts: dict[str, Any]) -> None:
-    """Requests, figures and facts, the last of which is ``report.json``."""
+def write_report(
+    folder: Path, frames: Sequence[pd.DataFrame], moves: Sequence[pd.DataFrame], facts: dict[str, Any]
+) -> None:
+    """Requests, moves, figures, and facts, which are ``report.json``."""
     requests = pd.concat(frames, ignore_index=True)
     requests.to_parquet(folder / _REQUESTS, index=False, compression="zstd")
+    pd.concat(moves, ignore_index=True).to_parquet(folder / _MOVES, index=False, compression="zstd")
     for loop, rows in requests.groupby("loop"):
         for name, draw in _FIGURES.items():
             save_figure(draw(rows), folder / f"{loop}-{name}.png")

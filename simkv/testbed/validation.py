@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from simkv.config_models import PolicyConfig
+from simkv.errors import SimkvError
 from simkv.profiler.direct_io import BLOCK
 from simkv.profiler.provenance import facts_of_machine
 from simkv.profiler.sources import open_source
@@ -27,7 +28,7 @@ from simkv.testbed.payloads import DiskPayloads, DramPayloads
 from simkv.testbed.plan import Plan
 from simkv.testbed.prediction import Prediction, exact_costs, predict, spaced
 from simkv.testbed.replay import RealStore, Timed, closed_loop
-from simkv.testbed.report import NAMES, PROFILES, REPORT, Replay, replay_frame, replay_line, write_report
+from simkv.testbed.report import NAMES, PROFILES, REPORT, Replay, moves_frame, replay_frame, replay_line, write_report
 from simkv.testbed.server import Server
 from simkv.testbed.serving import OwnClock
 from simkv.testbed.storing import settings_of_plan
@@ -53,6 +54,15 @@ class _Machine:
     sizes: Sizes
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """One replay beside its prediction: requests, moves, and what they come to."""
+
+    requests: pd.DataFrame
+    moves: pd.DataFrame
+    line: dict[str, Any]
+
+
 def validate(plan: Plan, disk: Path, out: Path, bars: Bars) -> dict[str, Any]:
     """Carry out a plan and write its report into ``out``; what ``report.json`` then holds.
 
@@ -68,6 +78,10 @@ def validate(plan: Plan, disk: Path, out: Path, bars: Bars) -> dict[str, Any]:
     """
     for policy in plan.policies:
         _made(policy)
+    if plan.device != "cpu" and not (plan.device.startswith("cuda") and torch.cuda.is_available()):
+        raise SimkvError(
+            f"device {plan.device}: this machine has no such device that torch can use; cpu is always there"
+        )
     with _one_thread(), report_folder(out, NAMES, REPORT) as part:
         source = open_source(plan.model, plan.device)
         bench = make_bench(source, plan.workload, plan.contexts, plan.seed)
@@ -81,9 +95,11 @@ def validate(plan: Plan, disk: Path, out: Path, bars: Bars) -> dict[str, Any]:
             with bars("quality") as progress:
                 quality, sizes = measured_quality(plan, bench, server, progress)
             machine = _Machine(plan, bench, server, tiers, clock, sizes)
-            frames, lines, profiles = _replays(machine, quality, part / PROFILES, bars)
-            facts = _facts(machine, profiles[-1], payloads.direct, lines)
-            write_report(part, frames, facts)
+            outcomes = _replays(machine, quality, part / PROFILES, bars)
+            facts = _facts(machine, payloads.direct, outcomes)
+            write_report(
+                part, [outcome.requests for outcome in outcomes], [outcome.moves for outcome in outcomes], facts
+            )
     return facts
 
 
@@ -98,27 +114,24 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _replays(
-    machine: _Machine, quality: Profile, folder: Path, bars: Bars
-) -> tuple[list[pd.DataFrame], list[dict[str, Any]], list[Profile]]:
+def _replays(machine: _Machine, quality: Profile, folder: Path, bars: Bars) -> list[_Outcome]:
     """Every repeat begins with a calibration of its own, whose profile is stored and read back before it is used."""
     plan = machine.plan
-    frames, lines, profiles = [], [], []
+    outcomes: list[_Outcome] = []
     for repeat in range(plan.repeats):
+        place = folder / f"repeat-{repeat + 1}"
         with bars(f"calibration {repeat + 1}") as progress:
             arguments = (plan, machine.bench, machine.server, machine.tiers, machine.clock)
-            save_profile(with_speeds(quality, *arguments, progress), folder / f"repeat-{repeat + 1}")
-        profiles.append(load_profile(folder / f"repeat-{repeat + 1}"))
+            save_profile(with_speeds(quality, *arguments, progress), place)
+        profile = load_profile(place)
         for policy in plan.policies:
-            for frame, line in _of_policy(machine, profiles[-1], policy, repeat, bars):
-                frames.append(frame)
-                lines.append(line)
-    return frames, lines, profiles
+            outcomes += _of_policy(machine, profile, policy, repeat, bars)
+    return outcomes
 
 
 def _of_policy(
     machine: _Machine, profile: Profile, policy: PolicyConfig, repeat: int, bars: Bars
-) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+) -> Iterator[_Outcome]:
     """The closed loop, and the open one at each load or rate."""
     plan = machine.plan
     seed = plan.seed + repeat
@@ -158,34 +171,34 @@ def _emptied(machine: _Machine, replayed: Callable[[], list[Timed]]) -> list[Tim
 
 def _compared(
     machine: _Machine, replay: Replay, real: RealStore, prediction: Prediction, rows: Sequence[Timed]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> _Outcome:
     model, bench = machine.server.model, machine.bench
     qualities = [bench.score(model, real.requests, row.request, row.answer) for row in rows]
     frame = replay_frame(replay, bench, real.requests, real.costs, prediction, rows, qualities)
     most = {tier.name: size for tier, size in zip(machine.tiers, real.most_bytes, strict=True)}
-    return frame, replay_line(replay, frame, prediction.decisions, real.decisions, most)
+    predicted, made = prediction.decisions, real.decisions
+    line = replay_line(replay, frame, predicted, made, most)
+    return _Outcome(frame, moves_frame(replay, real.costs, predicted, made), line)
 
 
 def _made(policy: PolicyConfig) -> Policy:
     return make_policy(policy.name, dict(policy.params))
 
 
-def _facts(machine: _Machine, profile: Profile, direct: bool, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    plan = machine.plan
-    variants = [str(variant) for variant in profile.variants]
+def _facts(machine: _Machine, direct: bool, outcomes: Sequence[_Outcome]) -> dict[str, Any]:
+    plan, model = machine.plan, machine.server.model
+    variants = [str(setting.variant) for setting in machine.server.settings]
     return {
         "plan": plan.model_dump(mode="json"),
         "scale": plan.scale,
         "contexts": len(machine.bench.contexts),
-        "working_set_bytes": sum(len(context.tokens) for context in machine.bench.contexts)
-        * profile.kv_bytes_per_token,
+        "working_set_bytes": sum(len(one.tokens) for one in machine.bench.contexts) * model.kv_bytes_per_token,
         "direct_reads": direct,
         "processor_waits_taken_off": machine.clock.counts_waits,
         "sizes_bytes": {
             name: {str(tokens): size for (variant, tokens), size in sorted(machine.sizes.items()) if variant == number}
             for number, name in enumerate(variants)
         },
-        "residuals": profile.provenance["residuals"],
         "machine": facts_of_machine(plan.device),
-        "replays": lines,
+        "replays": [outcome.line for outcome in outcomes],
     }

@@ -6,8 +6,10 @@ import pytest
 
 from simkv.errors import ConfigError, SimkvError
 from simkv.profiler.sources import open_source
-from simkv.testbed.plan import load_plan, parse_plan
+from simkv.testbed.bench import make_bench
+from simkv.testbed.plan import Plan, WorkloadPlan, load_plan, parse_plan
 from simkv.testbed.storing import settings_of_plan
+from tests.testbed.conftest import TINY
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,43 @@ def test_the_shipped_plan_is_valid(repository: Path) -> None:
     assert plan.requests >= 300
     assert len(plan.policies) >= 3
     assert plan.repeats >= 3
+
+
+def test_every_key_is_documented(repository: Path) -> None:
+    """simkv/CONFIG.md has every key of a validation."""
+    text = (repository / "simkv" / "CONFIG.md").read_text(encoding="utf-8").partition("## Validations")[2]
+    keys = set(Plan.model_fields) - {"workload"} | {f"workload.{key}" for key in WorkloadPlan.model_fields}
+    keys -= {"workload.longest", "workload.step"}
+    assert [] == sorted(key for key in {*keys, "longest", "step"} if f"`{key}`" not in text and f"[{key}]" not in text)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tasks": ["needle"]},
+        {"contexts": 7},
+        {"shortest": 96},
+        {"longest": 192},
+        {"step": 16},
+        {"questions": 6},
+        {"exponent": 3.0},
+        {"seed": 1},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_every_key_of_the_workload_has_an_effect(changed: dict) -> None:
+    """A changed key gives other contexts, other questions, or other requests."""
+
+    def made(changes: dict) -> list:
+        workload = {**TINY["workload"], **{key: value for key, value in changes.items() if key != "seed"}}  # type: ignore[dict-item]
+        plan = parse_plan({"workload": workload, "seed": changes.get("seed", 0)})
+        bench = make_bench(open_source("small", "cpu"), plan.workload, plan.contexts, plan.seed)
+        requests = bench.requests(20, plan.workload.exponent, 1.0, plan.seed)
+        asked = [bench.asked(number) for number in range(len(bench.contexts))]
+        return [[one.tokens.tolist() for one in bench.contexts], asked, requests.context.tolist()]
+
+    assert made({}) == made({})
+    assert made({}) != made(changed)
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,26 @@ def test_the_verb_reports_what_it_did(tmp_path: Path) -> None:
     assert 40 == len(frame)
     parts = frame[["measured_load_s", "measured_queue_s", "measured_decode_s", "measured_prefill_s"]].sum(axis=1)
     assert frame["measured_ttft_s"].tolist() == pytest.approx(parts.tolist())
+    moves = pd.read_parquet(out / "moves.parquet")
+    sides = [
+        moves[moves["side"] == side].drop(columns="side").to_numpy().tolist() for side in ("predicted", "measured")
+    ]
+    assert sides[0] == sides[1]
+    assert sum(line["moves"] for line in facts["replays"]) == len(sides[0]) > 0
     assert (out / "closed-scatter.png").is_file()
     assert (out / "closed-cdf.png").is_file()
     assert ["raw", "kivi:4", "kivi:2"] == [str(name) for name in load_profile(out / "profiles" / "repeat-1").variants]
     assert [] == list((tmp_path / "disk").iterdir())
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Nothing is made for a device that torch cannot use."""
+    done = CliRunner().invoke(
+        app, ["validate", "--device", "tpu", "--ssd", str(tmp_path), "--out", str(tmp_path / "o")]
+    )
+    assert 2 == done.exit_code
+    assert "device tpu: this machine has no such device" in done.stderr
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_a_kill_leaves_nothing_outside_its_folders(tmp_path: Path) -> None:
