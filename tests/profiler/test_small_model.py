@@ -310,6 +310,36 @@ def test_a_folder_without_a_fitting_model_is_refused_in_one_line(tmp_path: Path,
     assert 1 == len(str(caught.value).splitlines())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("vocab_size", 1 << 30),
+        ("hidden_size", "x"),
+        ("hidden_size", 1 << 20),
+        ("intermediate_size", 1 << 30),
+        ("num_hidden_layers", 1 << 30),
+        ("num_attention_heads", 0),
+        ("head_dim", 1 << 20),
+        ("max_position_embeddings", 1 << 40),
+        ("hidden_act", "nope"),
+        ("rope_parameters", {"rope_type": "x"}),
+        ("pad_token_id", 9999),
+        ("dtype", "nope"),
+        ("model_type", "gpt2"),
+    ],
+)
+def test_a_config_that_asks_for_the_impossible_is_refused_before_it_gets_it(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    """Sizes that the weights do not have take neither memory nor time; nonsense is one line."""
+    save_small(tmp_path, started())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(ModelError, match=str(tmp_path)) as caught:
+        load_small(tmp_path)
+    assert 1 == len(str(caught.value).splitlines())
+
+
 def test_end_is_the_models_end_token() -> None:
     """So that transformers' own generate stops where an answer ends."""
     assert END == started().config.eos_token_id

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from simkv.errors import SimkvError
-from simkv.profiler.compressors.payload import Encoded, PayloadError, unpack
+from simkv.profiler.compressors.payload import Encoded, PayloadError, pack, unpack
 
 __all__ = ["Compressor", "CompressorError", "DecodedCache", "KVCache", "PrefillContext", "Shape", "staged"]
 
@@ -151,6 +151,8 @@ class Compressor(ABC):
         knobs: default ladder, from largest to smallest size; at least four rates (identity has one).
         needs: side information: subset of {"queries", "attention", "pre_rope", "calibration"}.
         implementation: of ``decode``: "reference", plain torch written to be read, or "fused", compiled to few passes.
+        most_ratio: raw bytes of a cache per byte of its payload; decoding refuses a payload that claims more, before
+            memory is given to it.  256 is beyond any code of every element but that of a constant cache.
     """
 
     name: ClassVar[str]
@@ -158,6 +160,7 @@ class Compressor(ABC):
     knobs: ClassVar[Sequence[str]]
     needs: ClassVar[frozenset[str]] = frozenset()
     implementation: ClassVar[str] = "reference"
+    most_ratio: ClassVar[int] = 1 << 8
 
     @property
     def format(self) -> str:
@@ -202,9 +205,25 @@ class Compressor(ABC):
         return value
 
     def opened(self, payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor], Shape]:
-        """Facts, sections and shape of a payload of this format.  Raises PayloadError."""
+        """Facts, sections and shape of a payload of this format, within ``most_ratio``.  Raises PayloadError."""
         facts, sections = _STAGED.get(id(payload)) or unpack(payload, self.format)
-        return facts, sections, Shape.from_facts(facts)
+        shape = Shape.from_facts(facts)
+        if shape.raw_bytes > self.most_ratio * len(payload):
+            raise PayloadError(
+                f"{len(payload)} bytes of {self.name} claim to hold a cache of {shape.raw_bytes}, more than "
+                f"{self.most_ratio} times as much"
+            )
+        return facts, sections, shape
+
+    def packed(self, shape: Shape, facts: dict[str, Any], sections: dict[str, Tensor | bytes]) -> Encoded:
+        """A payload of this format that ``opened`` reads back.  Raises CompressorError for one that it would refuse."""
+        encoded = pack(self.format, shape.facts() | facts, sections)
+        if shape.raw_bytes > self.most_ratio * encoded.size_bytes:
+            raise CompressorError(
+                f"compressor {self.name}: a cache of {shape.raw_bytes} bytes in {encoded.size_bytes}; only a constant "
+                f"cache becomes {self.most_ratio} times smaller"
+            )
+        return encoded
 
     @staticmethod
     def section(sections: dict[str, Tensor], name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

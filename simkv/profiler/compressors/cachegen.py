@@ -16,7 +16,7 @@ from torch import Tensor
 from simkv.profiler.compressors.base import Compressor, CompressorError, DecodedCache, KVCache, PrefillContext, Shape
 from simkv.profiler.compressors.deltas import Deltas, anchor_count, error_of, quantised, restored, step_sections
 from simkv.profiler.compressors.parts import finite_stacks, whole_fact
-from simkv.profiler.compressors.payload import Encoded, PayloadError, pack
+from simkv.profiler.compressors.payload import Encoded, PayloadError
 from simkv.profiler.compressors.streams import Distributions, Plan, decoded, encoded, pooled, read_tables
 
 __all__ = ["CacheGen"]
@@ -71,7 +71,7 @@ class CacheGen(Compressor):
                 facts[f"{side}_fitted"] = self._tables_id()
             sections |= {f"{side}_anchor_steps": found.anchor_steps, f"{side}_steps": found.steps}
             sections |= {f"{side}_{name}": content for name, content in encoded(found, plan, fitted).items()}
-        return pack(self.format, shape.facts() | facts, sections)
+        return self.packed(shape, facts, sections)
 
     def decode(self, payload: bytes, device: torch.device | str = "cpu") -> DecodedCache:
         """See Compressor."""

@@ -40,6 +40,7 @@ class Chain(Compressor):
     name: ClassVar[str] = "chain"
     knobs: ClassVar[Sequence[str]] = tuple(f"snapkv+kivi:{kept}+{Kivi.knobs[1]}" for kept in SnapKV.knobs)
     needs: ClassVar[frozenset[str]] = SnapKV.needs
+    most_ratio: ClassVar[int] = Dropper.most_ratio  # the coder refuses what its own bytes cannot hold
 
     dropper: Dropper = field(default_factory=SnapKV)
     coder: Compressor = field(default_factory=Kivi)

@@ -34,6 +34,7 @@ class Dropper(Compressor):
     """Base of token droppers.  Knob: retention ratio, the fraction of tokens *kept*, from 0.001 to 1."""
 
     knobs: ClassVar[tuple[str, ...]] = ("0.75", "0.5", "0.25", "0.1")
+    most_ratio: ClassVar[int] = 1 << 30  # what is decoded is as large as what is stored, whatever was dropped
 
     @abstractmethod
     def choose(self, cache: KVCache, context: PrefillContext, knob: str) -> list[Tensor]:

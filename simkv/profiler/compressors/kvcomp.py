@@ -31,7 +31,7 @@ from simkv.profiler.compressors.chunks import chunk_words
 from simkv.profiler.compressors.fused import compiled, compiles, stepped_decode
 from simkv.profiler.compressors.huffman import Codebook
 from simkv.profiler.compressors.parts import finite_section, finite_stacks, whole_fact
-from simkv.profiler.compressors.payload import Encoded, PayloadError, pack
+from simkv.profiler.compressors.payload import Encoded, PayloadError
 
 __all__ = ["KVComp"]
 
@@ -86,7 +86,7 @@ class KVComp(Compressor):
             sections[f"{side}_bits"] = torch.from_numpy(bits)
             sections[f"{side}_zeros"], sections[f"{side}_steps"] = narrow(found.zeros), found.steps
             sections[f"{side}_raw"] = stack[:, :, coded:]
-        return pack(self.format, cache.shape.facts() | facts, sections)
+        return self.packed(cache.shape, facts, sections)
 
     def decode(self, payload: bytes, device: torch.device | str = "cpu") -> DecodedCache:
         """See Compressor."""

@@ -26,7 +26,7 @@ from simkv.profiler.compressors.bounded import (
 )
 from simkv.profiler.compressors.ordering import greedy_order, median_order
 from simkv.profiler.compressors.parts import finite_section, finite_stacks, whole_fact
-from simkv.profiler.compressors.payload import Encoded, PayloadError, pack
+from simkv.profiler.compressors.payload import Encoded, PayloadError
 
 __all__ = ["PackKV"]
 
@@ -90,7 +90,7 @@ class PackKV(Compressor):
             sections |= {f"{side}_{name}": content for name, content in packed.items()}
             sections[f"{side}_zeros"], sections[f"{side}_steps"] = narrow(quantised.zeros), quantised.steps
             sections[f"{side}_raw"] = stack[:, :, coded:]
-        return pack(self.format, shape.facts() | facts, sections)
+        return self.packed(shape, facts, sections)
 
     def decode(self, payload: bytes, device: torch.device | str = "cpu") -> DecodedCache:
         """See Compressor."""

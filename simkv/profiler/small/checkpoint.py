@@ -6,6 +6,7 @@ Weights are fp16 safetensors beside a ``config.json``; both are written whole or
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,8 @@ from simkv.profiler.small.outliers import add_outliers
 __all__ = ["ModelError", "load_small", "load_state", "save_small", "save_state", "write_text"]
 
 _MOST_BYTES = 64 << 20
+_MOST_CONFIG = 1 << 16
+_LIMITS = {"num_hidden_layers": 64, "max_position_embeddings": 1 << 24}  # other sizes are those of the weights
 
 
 class ModelError(SimkvError):
@@ -43,8 +46,11 @@ def load_small(folder: Path, outliers: bool = True, dtype: torch.dtype = torch.f
         raise ModelError(f"{folder}: no small model; it needs model.safetensors and config.json")
     if path.stat().st_size > _MOST_BYTES:
         raise ModelError(f"{path}: {path.stat().st_size} bytes; a small model has at most {_MOST_BYTES}")
-    model = LlamaForCausalLM(_config(folder / "config.json"))
-    _fill(model, _read(path)[0], path)
+    facts, tensors = _config(folder / "config.json"), _read(path)[0]
+    with torch.device("meta"):  # no memory is given to sizes that the weights do not have
+        _check_fit(_built(facts, folder / "config.json"), tensors, path)
+    model = _built(facts, folder / "config.json")
+    _fill(model, tensors, path)
     if outliers:
         add_outliers(model)
     for parameter in model.parameters():
@@ -92,11 +98,26 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _config(path: Path) -> LlamaConfig:
+def _config(path: Path) -> dict[str, Any]:
+    """What the file says.  Raises ModelError where it cannot be a small model's."""
     try:
-        return LlamaConfig(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MOST_CONFIG else None
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path}: not a model's config: {error}") from error
+    if not isinstance(facts, dict) or facts.get("model_type") != "llama":
+        raise ModelError(f"{path}: not the config of a Llama model")
+    for name, most in _LIMITS.items():
+        if type(facts.get(name)) is not int or not 0 < facts[name] <= most:
+            found = repr(facts.get(name))[:80]
+            raise ModelError(f"{path}: {name} is {found}; allowed: whole numbers from 1 to {most}")
+    return facts
+
+
+def _built(facts: dict[str, Any], path: Path) -> LlamaForCausalLM:
+    try:
+        return LlamaForCausalLM(LlamaConfig(**facts))
+    except Exception as error:  # transformers raises anything for a config that makes no sense
+        raise ModelError(f"{path}: not a model's config: {' '.join(str(error).split())[:200]}") from error
 
 
 def _save(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
@@ -113,10 +134,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ModelError(f"{path}: not a safetensors file: {error}") from error
 
 
-@torch.no_grad()
-def _fill(model: LlamaForCausalLM, tensors: dict[str, Tensor], path: Path) -> None:
+def _check_fit(model: LlamaForCausalLM, tensors: dict[str, Tensor], path: Path) -> None:
     own = dict(model.named_parameters())
     if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
         raise ModelError(f"{path}: its tensors do not fit the config beside it")
+
+
+@torch.no_grad()
+def _fill(model: LlamaForCausalLM, tensors: dict[str, Tensor], path: Path) -> None:
+    _check_fit(model, tensors, path)
+    own = dict(model.named_parameters())
     for name, value in tensors.items():
         own[name].copy_(value)

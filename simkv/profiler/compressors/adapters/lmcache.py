@@ -23,11 +23,9 @@ from simkv.profiler.compressors.base import (
     PrefillContext,
     Shape,
 )
-from simkv.profiler.compressors.payload import Encoded, PayloadError, pack
+from simkv.profiler.compressors.payload import Encoded, PayloadError
 
 __all__ = ["SerializerCompressor", "serializer_compressor"]
-
-_MOST_RATIO = 1 << 14  # a payload that claims to hold more is not given memory
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class SerializerCompressor(Compressor):
     """
 
     knobs: ClassVar[Sequence[str]] = ("",)
+    most_ratio: ClassVar[int] = 1 << 11  # it may drop tokens
 
     _tried: set[tuple[Shape, str]] = field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -63,7 +62,7 @@ class SerializerCompressor(Compressor):
         if (cache.shape, knob) not in self._tried:
             self._try(cache, knob, data)
             self._tried.add((cache.shape, knob))
-        return pack(self.format, {**cache.shape.facts(), "knob": knob}, {"data": data})
+        return self.packed(cache.shape, {"knob": knob}, {"data": data})
 
     def decode(self, payload: bytes, device: torch.device | str = "cpu") -> DecodedCache:
         """See Compressor."""
@@ -73,8 +72,6 @@ class SerializerCompressor(Compressor):
             raise PayloadError(f"an encoded cache of compressor {self.name} at an unknown knob")
         if data is None or data.dtype != torch.uint8 or data.ndim != 1:
             raise PayloadError(f"an encoded cache of compressor {self.name} without its bytes")
-        if shape.raw_bytes > _MOST_RATIO * len(payload):
-            raise PayloadError(f"{len(payload)} bytes claim to hold a cache of {shape.raw_bytes}")
         whole = self._deserialized(data.numpy().tobytes(), shape, knob).to(device)
         apart = whole.reshape(2, shape.layers, shape.tokens, shape.heads, shape.head_dim).transpose(2, 3).contiguous()
         return DecodedCache(list(apart[0]), list(apart[1]), shape.tokens)
