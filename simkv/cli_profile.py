@@ -280,6 +280,8 @@ def compose(
         both = dataclasses.replace(both, name=name)
     profiles.save_profile(both, out)
     print(f"{out}: {both.name}, {both.provenance['summary']}; {len(both.variants)} variants, {len(both.tasks)} tasks")
+    if "warning" in both.provenance:
+        say(f"warning: {both.provenance['warning']}")
     for side, without in ((quality_of, "speeds"), (speeds_of, "quality")):
         left_out = [str(variant) for variant in side.variants if variant not in both.variants]
         if left_out:

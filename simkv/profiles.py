@@ -41,6 +41,8 @@ __all__ = [
     "with_tiers",
 ]
 
+_SAME_SIZE = 0.01  # relative
+
 
 def load_profile(name_or_path: str | Path, sizes: str | None = None) -> Profile:
     """Read and check a profile: a folder, a ``.toml`` file, or a name.
@@ -74,7 +76,8 @@ def _search_folders() -> list[Path]:
 def compose(quality_of: Profile, speeds_of: Profile) -> Profile:
     """Quality and sizes of the first profile with model, KV bytes, speeds and tiers of the second.
 
-    Variants are those of the first that the second has speeds for, matched by name.  Raises
+    Variants are those of the first that the second has speeds for, matched by name.  Load lines contain the time that
+    the second's bytes take; where the first stores other sizes, ``provenance["warning"]`` names the variants.  Raises
     ProfileError when the first has no quality, the second no complete speeds, or only raw is common.
     """
     speeds_of.require_speeds()
@@ -144,6 +147,8 @@ def _only(table: dict[Variant, Any], chosen: set[Variant]) -> dict[Variant, Any]
 def _composed_provenance(quality_of: Profile, speeds_of: Profile, kept: tuple[Variant, ...]) -> dict[str, Any]:
     """Facts of both sides, what was left out of each, and of every number the origin on the side it was taken from."""
     facts: dict[str, Any] = {"summary": f"quality of {quality_of.name} with speeds of {speeds_of.name}"}
+    if warning := _other_sizes(quality_of, speeds_of, kept):
+        facts["warning"] = warning
     numbers: dict[str, Any] = {}
     for key, side in (("quality_of", quality_of), ("speeds_of", speeds_of)):
         known = dict(side.provenance)
@@ -159,6 +164,17 @@ def _composed_provenance(quality_of: Profile, speeds_of: Profile, kept: tuple[Va
             if of_quality == (key == "quality_of") and place not in gone:
                 numbers[place] = origin
     return {**facts, "numbers": numbers}
+
+
+def _other_sizes(quality_of: Profile, speeds_of: Profile, kept: tuple[Variant, ...]) -> str:
+    """Which variants are stored at another size than load lines were made with; empty without any."""
+    stored, timed = quality_of.size_ratio, speeds_of.size_ratio
+    lines = {variant for _, variant in speeds_of.load_lines}
+    other = [v for v in kept if v in lines and abs(stored[v] / timed[v] - 1) > _SAME_SIZE]
+    sizes = ", ".join(f"{v} at {stored[v]:.3f} of raw (loads as at {timed[v]:.3f})" for v in other)
+    return (
+        f"load times of {speeds_of.name} belong to other sizes than {quality_of.name} stores: {sizes}" if other else ""
+    )
 
 
 def pareto_front(points: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -275,6 +275,8 @@ def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -
         "engine": "simpy",
         "unit": trace.meta.get("unit", "block"),
     }
+    if isinstance(warning := profile.provenance.get("warning"), str):
+        summary["warnings"] = [*summary["warnings"], warning]
     return Result(requests, moves_frame(engine), occupancy_frame(engine), _meta(engine, profile, seed), summary)
 
 

@@ -176,6 +176,21 @@ def test_turboquant_rotation_is_orthogonal_and_flat(channels: int) -> None:
     assert not torch.equal(rotation(channels, 7), rotation(channels, 8)) or channels < 4
 
 
+def test_turboquant_keeps_the_papers_bound_on_spread_vectors_only() -> None:
+    """Squared error below sqrt(3) pi / 2 / 4^bits of the norm's square; one channel exceeds it at 2 bits."""
+    spread = normal_cache(500, 1, 128)
+    one = KVCache([torch.eye(128)[None].half()], [torch.eye(128)[None].half()])
+    found = {}
+    for bits in (1, 2, 3, 4):
+        for name, cache in (("spread", spread), ("one", one)):
+            decoded = TurboQuant().decode(TurboQuant().encode(cache, NOTHING, str(bits)).payload)
+            off = (decoded.keys[0].float() - cache.keys[0].float()).square().sum(-1)
+            found[name, bits] = float((off / cache.keys[0].float().square().sum(-1)).mean())
+        assert found["spread", bits] < math.sqrt(3) * math.pi / 2 / 4**bits
+    assert [0.361, 0.116, 0.034, 0.0093] == pytest.approx([found["spread", bits] for bits in (1, 2, 3, 4)], rel=0.02)
+    assert 0.255 == pytest.approx(found["one", 2], rel=0.01)
+
+
 def test_turboquant_codebook_is_that_of_the_known_law() -> None:
     """One bit of a Gaussian: +-sqrt(2 / pi); a uniform coordinate (d = 3): evenly spaced; always rising, symmetric."""
     assert math.sqrt(2 / math.pi) == pytest.approx(float(codebook(1024, 1)[1]) * 32, rel=0.002)

@@ -144,6 +144,16 @@ def test_compose_takes_quality_and_sizes_of_one_and_the_rest_of_the_other(profil
     both.require_speeds()
 
 
+def test_compose_names_variants_whose_load_lines_belong_to_other_sizes(profile: Profile) -> None:
+    """A line holds the time of its own profile's bytes; within one per cent nothing is said, nor of bandwidths."""
+    speeds = load_profile("adaptcache-a100-1gbps")
+    warning = compose(profile, speeds).provenance["warning"]
+    assert warning.endswith("than tiny stores: kivi:2 at 0.190 of raw (loads as at 0.188)")
+    like = replace(profile, size_ratio={**profile.size_ratio, KIVI2: 0.1875 * 1.0099})
+    assert "warning" not in compose(like, speeds).provenance
+    assert "warning" not in compose(profile, load_profile("llama-3.1-8b-a100")).provenance
+
+
 def test_compose_refuses_what_cannot_be_simulated(profile: Profile) -> None:
     """Nothing in common but raw, no quality, or no speeds are errors that name both sides."""
     evicpress = load_profile("evicpress-h100-llama-3.1-8b")

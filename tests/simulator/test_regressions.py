@@ -7,7 +7,7 @@ import pytest
 
 from simkv.config import config_hash, parse_run
 from simkv.errors import ConfigError, ProfileError
-from simkv.profiles import TierSpec, load_profile
+from simkv.profiles import TierSpec, compose, load_profile
 from simkv.simulator.entries import Move
 from simkv.simulator.policies.base import Policy
 from simkv.simulator.run import simulate
@@ -83,6 +83,17 @@ def test_measured_loads_include_the_link() -> None:
     slower = [replace(tier, latency_s=0.5) for tier in profile.tiers]
     with pytest.raises(ConfigError, match=r"tiers\.dram\.latency"):
         simulate(contexts([0], {}), profile, tiers=slower)
+
+
+def test_load_lines_of_other_sizes_are_told() -> None:
+    """A run on sizes of one profile and load lines of another names the variants, and one on bandwidths does not."""
+    small = load_profile("small-model-cpu")
+    for speeds, told in (
+        ("adaptcache-a100-1gbps", "kivi:2 at 0.213 of raw (loads as at 0.188)"),
+        ("llama-3.1-8b-a100", ""),
+    ):
+        profile = compose(small, load_profile(speeds)).with_tasks({"qmsum": "aggregation"})
+        assert told == "".join(simulate(contexts([0], {}), profile).summary["warnings"]).rpartition(", ")[2]
 
 
 def test_a_profile_without_quality_is_named() -> None:
