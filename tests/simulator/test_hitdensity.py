@@ -17,7 +17,7 @@ from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry
 from simkv.simulator.policies import make_policy
 from simkv.simulator.policies.gains import Gains
-from simkv.simulator.policies.parts import Chain
+from simkv.simulator.policies.parts import Chain, Part
 from simkv.simulator.policies.reuse_classes import ReuseClasses
 from simkv.simulator.policies.reuse_index import ReuseIndex
 from simkv.simulator.policies.target import Target
@@ -67,6 +67,28 @@ def test_a_raise_must_pay_for_the_raw_copy_that_it_reads(again: float, price: fl
     entry.placement = view.placement("ssd", "kivi:4")
     table = gains.options(entry, Chain(0.0, 100, 1, 2), 0, 0)
     assert view.placement("dram", where) == gains.raised(entry, table, again)
+
+
+@pytest.mark.parametrize(("price", "again", "where"), [(0.0, 1.0, 0), (0.5, 1.0, 0), (1.0, 1.0, 1), (0.5, 0.5, 1)])
+def test_a_step_counts_what_it_costs_once(price: float, again: float, where: int) -> None:
+    """From DRAM kivi:4, to kivi:2 there or as it is to an SSD of 100 MB/s, at alpha 0.1 ms: in ns per byte freed
+
+    (65 us + price x 200 us / again) / 25 KB = 2.6, 6.6, 10.6 and 10.6, against 450 us / 50 KB = 9.
+    """
+    tiers = (replace(DRAM, capacity_bytes=10**6), replace(SSD, capacity_bytes=10**6, read_bytes_per_s=10**8), COPIES)
+    view = make_engine([[0]], tiers=tiers, pristine=True).store.view
+    gains = Gains(view, [0, 1, 2], 1e-4, 0.85, price)
+    entry = Entry(0, 100, 0, 0, 0)
+    entry.placement, entry.size_bytes = view.placement("dram", "kivi:4"), 50_000
+    part = Part(Chain(0.0, 100, 1, 2), (), 0, entry.placement, 1)
+    wanted = [view.placement("dram", "kivi:2"), view.placement("ssd", "kivi:4")]
+    assert wanted[where] == gains.step(part, entry, again)[1]
+
+
+def test_nothing_ages_before_anything_is_known() -> None:
+    """A block that has waited long counts like a young one, until waits have ended."""
+    index = ReuseIndex([0], 2.0, 30.0)
+    assert index.value(0, 0.0) == pytest.approx(index.value(0, 5_000.0))
 
 
 def test_reuse_is_learnt_of_what_comes_back_and_not_of_scans() -> None:

@@ -24,6 +24,7 @@ Step = tuple[float, Placement | None]  # (gain given up per byte freed, target)
 
 _FEW = 8  # blocks below which a chain's transfers count one by one
 _MOST_TABLES = 4096
+_RARE = 0.01
 _NONE, _FAST, _SLOW = range(3)  # bottleneck: every transfer, the fastest tier, the slower tiers
 _SHARES = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0))  # of a transfer on (the fastest, a slower) tier that count
 
@@ -112,10 +113,7 @@ class Gains:
         """
         old = entry.placement
         assert old is not None
-        price = 0.0
-        if self._move_price and old.variant and self._view.pristine:
-            costs = self._view.costs
-            price = self._move_price * costs.read[-1][0][entry.size_class] / 1e9
+        price = self._price(entry)
         best, place = 0.0, old
         now = next((gain for gain, _, option in table if option == old), 0.0)
         for gain, _, option in table:
@@ -124,8 +122,11 @@ class Gains:
                 best, place = extra, option
         return place
 
-    def step(self, part: Part, entry: Entry) -> Step:
-        """The part's best step down: a smaller variant on the fastest tier, any option on slower ones, or out."""
+    def step(self, part: Part, entry: Entry, again: float) -> Step:
+        """The part's best step down: a smaller variant on the fastest tier, any option on slower ones, or out.
+
+        ``again``: chance of a further hit; what a step costs once counts as much more per hit.
+        """
         if part.version != self.version:
             part.steps = [None, None, None]
             part.version = self.version
@@ -133,11 +134,23 @@ class Gains:
         found = part.steps[bound]
         if found is None:
             worst = 0 if self._view.pristine else part.worst
-            found = part.steps[bound] = self._step(part.placement, self.options(entry, part.chain, worst, bound), entry)
+            table = self.options(entry, part.chain, worst, bound)
+            found = part.steps[bound] = self._step(entry, table, self._price(entry) / max(again, _RARE))
         return found
 
+    def _price(self, entry: Entry) -> float:
+        """Seconds of delay that making another variant of a compressed entry is worth: its raw copy must be read."""
+        assert entry.placement is not None
+        if not (self._move_price and entry.placement.variant and self._view.pristine):
+            return 0.0
+        costs = self._view.costs
+        read_ns = costs.read[-1][0][entry.size_class] + (costs.read_fixed[-1][0] if costs.whole_contexts else 0)
+        return self._move_price * read_ns / 1e9
+
     @staticmethod
-    def _step(old: Placement, table: Table, entry: Entry) -> Step:
+    def _step(entry: Entry, table: Table, price: float) -> Step:
+        old = entry.placement
+        assert old is not None
         now = next((gain for gain, _, place in table if place == old), 0.0)
         size, tier = entry.size_bytes, old.tier
         best: Step = (now / size, None)
@@ -146,7 +159,8 @@ class Gains:
                 continue
             if place.tier == tier and (bytes_then == size or tier):
                 continue
-            loss = (now - gain) / (size - bytes_then if place.tier == tier else size)
+            once = price if place.variant != old.variant else 0.0
+            loss = (now - gain + once) / (size - bytes_then if place.tier == tier else size)
             if loss < best[0]:
                 best = (loss, place)
         return best

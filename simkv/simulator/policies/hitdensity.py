@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry, Move, Placement
 from simkv.simulator.policies.base import Policy
-from simkv.simulator.policies.gains import Gains
+from simkv.simulator.policies.gains import Gains, Step
 from simkv.simulator.policies.parts import Chain, Part, Parts
 from simkv.simulator.policies.reuse_classes import ReuseClasses
 from simkv.simulator.policies.target import Target
@@ -60,7 +60,7 @@ class HitDensity(Policy):
     prior: float = 30.0
     seed: int = 0
     stripe: float = 0.85
-    move_price: float = 0.25
+    move_price: float = 0.03
     quality_floor: float | None = None
     ttft_slo_s: float | None = None
     slo_share: float = 0.9
@@ -174,12 +174,12 @@ class HitDensity(Policy):
         """The smallest loss per byte among a sample of parts and the request's own, from its tail, again and again."""
         while (found := self._choose(tier)) is not None:
             part, entry = found
-            yield Move(*self._tail_first(tier, entry, self._gains.step(part, entry)[1]))
+            yield Move(*self._tail_first(tier, entry, self._step(part, entry)[1]))
 
     def _choose(self, tier: int) -> tuple[Part, Entry] | None:
         parts = self._tiers[tier]
+        candidates = [part for part in self._chain.parts.values() if part.placement.tier == tier]
         current = self._current[tier]
-        candidates = list(self._chain.parts.values())
         if current is not None and current[0].live and (entry := parts.tail(current[0])) is not None:
             part, left = current
             if left:
@@ -188,28 +188,29 @@ class HitDensity(Policy):
             candidates.append(part)
         else:
             candidates.extend(parts.sample(self.sample))
-        best = None
+        best, least, oldest = None, math.inf, math.inf
+        now_s = self._view.now_ns / 1e9
         for part in candidates:
-            if part.placement.tier != tier or not part.live:
-                continue
             entry = parts.tail(part)
             if entry is None:
                 continue
-            rank = (self._score(part, entry), part.chain.since_s)
-            if best is None or rank < best[0]:
-                best = (rank, part, entry)
+            score = self._score(part, entry, now_s)
+            if score < least or (score == least and part.chain.since_s < oldest):
+                best, least, oldest = (part, entry), score, part.chain.since_s
         if best is None:
             return next(parts.free_entries(), None)
-        self._current[tier] = best[1], _BATCH
-        return best[1], best[2]
+        self._current[tier] = best[0], _BATCH
+        return best
 
-    def _score(self, part: Part, entry: Entry) -> float:
+    def _score(self, part: Part, entry: Entry, now_s: float) -> float:
         """Loss per byte of the part's next step down, by how soon it is expected to be asked for."""
-        now_ns = self._view.now_ns
-        if part.reuse_ns != now_ns:
-            part.reuse = self._classes.index.value(part.label, now_ns / 1e9 - part.chain.since_s)
-            part.reuse_ns = now_ns
-        return self._gains.step(part, entry)[0] * part.reuse
+        if part.reuse_s != now_s:
+            part.reuse = self._classes.index.value(part.label, now_s - part.chain.since_s)
+            part.reuse_s = now_s
+        return self._step(part, entry)[0] * part.reuse
+
+    def _step(self, part: Part, entry: Entry) -> Step:
+        return self._gains.step(part, entry, self._classes.index.again(part.label))
 
     def _tail_first(self, tier: int, entry: Entry, to: Placement | None) -> tuple[Entry, Placement | None]:
         """A block that is to be dropped gives way to the deepest stored block of its chain on the same tier."""

@@ -47,7 +47,7 @@ class Part:
         chain, label, placement: whose, reuse class, where.
         worst: variant whose quality the entries have.
         live: entries in it.
-        reuse, reuse_ns: its reuse index, and when it was looked up.
+        reuse, reuse_s: its reuse index, and when it was looked up.
         steps: loss per byte freed and the placement of the best step down, by bottleneck; None until asked for.
         version: of the weight of quality for which ``steps`` holds.
         index: position in its tier's list.
@@ -62,7 +62,7 @@ class Part:
         "live",
         "placement",
         "reuse",
-        "reuse_ns",
+        "reuse_s",
         "sorted",
         "steps",
         "version",
@@ -80,7 +80,7 @@ class Part:
         self.steps: list[tuple[float, Placement | None] | None] = [None, None, None]
         self.version = 0
         self.reuse = 0.0
-        self.reuse_ns = -1
+        self.reuse_s = -1.0
         self.index = -1
         self.sorted = True
 
@@ -134,8 +134,8 @@ class Parts:
             entries.sort()
             part.sorted = True
         while entries:
-            entry = entries[-1][2]
-            if home.get(entry.key) is part:
+            _, key, entry = entries[-1]
+            if home.get(key) is part:
                 return None if entry.pins else entry
             entries.pop()
         return None

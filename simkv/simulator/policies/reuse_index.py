@@ -17,7 +17,7 @@ _BUCKETS = 34  # half octaves: the last begins at 2^16 units
 _SLOTS = 2048
 _FIRST_REFRESH = 16
 _GROWTH = 64  # requests between refreshes: at least this, and at least 1/64 of those so far
-_PRIOR_UNITS = 8.0
+_PRIOR_UNITS = 512.0  # one event in so many units, at every age: as long as nothing is known, nothing ages
 _SOON = 21  # buckets, up to 2^10 units
 
 
@@ -37,8 +37,7 @@ class ReuseIndex:
         lows = unit_s * 2.0 ** (np.arange(_BUCKETS - 1) / 2.0)
         self._edges = np.concatenate([[0.0], lows])
         self._widths = np.diff(np.append(self._edges, 2.0 * self._edges[-1]))
-        middles = self._edges + self._widths / 2
-        self._prior = 1.0 / (middles + _PRIOR_UNITS * unit_s)
+        self._prior = np.full(_BUCKETS, 1.0 / (_PRIOR_UNITS * unit_s))
         shape = (len(parents), _BUCKETS)
         self._events = np.zeros(shape)
         self._within = np.zeros(shape)  # time at risk in the bucket in which a wait ended
