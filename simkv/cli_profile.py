@@ -26,6 +26,17 @@ _TOKENS = 10_000
 _QUALITIES = (0.99, 0.95, 0.9, 0.8)
 _MOST_QUALITY = 1.5
 _SIDES = ("quality_of", "speeds_of")
+_MEASURING = (
+    "seed",
+    "contexts",
+    "questions",
+    "context_tokens",
+    "query_aware",
+    "parameters",
+    "shared_bytes",
+    "left_out",
+    "refused",
+)
 
 profile_app = typer.Typer(no_args_is_help=True, help="Measure, show, check and combine profiles.")
 
@@ -130,6 +141,7 @@ def _targets(qualities: list[float] | None) -> list[float]:
 def _head(found: "Profile") -> list[tuple[str, str]]:
     facts = [(key, str(value)) for key, value in found.provenance.items() if isinstance(value, str)]
     facts += [(key.replace("_", " "), _side(found.provenance[key])) for key in _SIDES if key in found.provenance]
+    facts += [(key.replace("_", " "), _plain(found.provenance[key])) for key in _MEASURING if key in found.provenance]
     return [
         ("profile", found.name),
         (
@@ -141,6 +153,15 @@ def _head(found: "Profile") -> list[tuple[str, str]]:
         *facts,
         ("sha256", found.sha256),
     ]
+
+
+def _plain(fact: Any) -> str:
+    """A setting of the measurement; of a table its entries, a text's own name not repeated."""
+    if isinstance(fact, bool):
+        return "yes" if fact else "no"
+    if not isinstance(fact, dict):
+        return str(fact)
+    return ", ".join(f"{key}: {value}" for key, value in fact.items()) or "-"
 
 
 def _side(facts: Any) -> str:
@@ -245,9 +266,11 @@ def _facts(found: "Profile", variants: list[dict[str, Any]]) -> dict[str, Any]:
 @profile_app.command(cls=Verb, epilog="Example: simkv profile check profiles/my-profile")
 def check(name: Name, verbose: Verbose = False, debug: Debug = False) -> None:
     """Check a profile; prints OK, or the first mistake and ends with 2."""
+    from simkv.profile_checks import check_sizes
     from simkv.profiles import load_profile
 
     found = load_profile(name)
+    check_sizes(found)
     speeds = "no speeds" if math.isnan(found.prefill.per_token_s) else "with speeds"
     parts = [f"{len(found.variants)} variants", f"{len(found.tasks)} tasks", f"{len(found.tiers)} tiers", speeds]
     print(f"OK: {found.name}: {', '.join(parts)}")

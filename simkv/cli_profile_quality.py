@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from simkv.cli_output import duration, fixed, print_json, print_pairs, print_table, request_bar
-from simkv.cli_verb import Debug, JsonText, Verb, Verbose, changes
+from simkv.cli_verb import Debug, JsonText, Verb, Verbose, changes, say
 from simkv.errors import SimkvError
 
 __all__ = ["add_quality", "needs_profiler", "rates_of"]
@@ -105,8 +105,9 @@ def _print(profile: Any, out: Path, as_json: bool) -> None:
 
     rows = describe(profile)
     facts = {key: profile.provenance[key] for key in ("device", "commit", "wall_time_s")}
+    refused = profile.provenance.get("refused", {})
     if as_json:
-        print_json({"profile": str(out), "tasks": list(profile.tasks), "variants": rows, **facts})
+        print_json({"profile": str(out), "tasks": list(profile.tasks), "variants": rows, "refused": refused, **facts})
         return
     table = [
         [row["variant"], fixed(row["size_ratio"], 4), *(fixed(row["quality"][task]) for task in profile.tasks)]
@@ -114,4 +115,6 @@ def _print(profile: Any, out: Path, as_json: bool) -> None:
     ]
     print_table(["variant", "size ratio", *profile.tasks], table)
     print_pairs([("measured in", duration(facts["wall_time_s"])), ("on", facts["device"]), ("profile", str(out))])
+    for name, why in refused.items():
+        say(f"left out, since it cannot take this model: {name} ({why})")
     print(f"see more with: simkv profile show {out}")

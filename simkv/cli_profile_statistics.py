@@ -113,12 +113,20 @@ def _print_wins(wins: Sequence[Win], words: tuple[str, str, str], shown: Callabl
         row = ["" if before and before.task == win.task else win.task, f"{win.target:g}"]
         for name in (win.winner, win.runner_up):
             row += [name or _NOTHING, shown(win, name)]
+        if _tied(win):
+            row[2] = f"{win.winner} = {win.runner_up}"
         alone = win.winner is not None and win.runner_up is None
         row.append("alone" if alone else fixed(win.margin.value, places))
         sure = _NOTHING if win.significant is None else "yes" if win.significant else "no"
         interval = _NOTHING if alone else _range(win.margin.low, win.margin.high, places)
         rows.append([*row, *([interval, sure] if known else [])])
     print_table(headers, rows, text=3)
+
+
+def _tied(win: Win) -> bool:
+    """Whether the first two are equally good, so that neither wins."""
+    pair = [win.values.get(name) for name in (win.winner, win.runner_up) if name]
+    return len(pair) == 2 and pair[0] == pair[1]
 
 
 def _size(win: Win, name: str | None) -> str:

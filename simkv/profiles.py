@@ -201,7 +201,7 @@ def describe(profile: Profile) -> list[dict[str, Any]]:
     """One row per variant: variant, size_ratio, quality {task: mean or None}, mean_quality, pareto.
 
     ``mean_quality`` averages the tasks' means (None unless all are known); ``pareto`` marks the front
-    of (size ratio, mean quality).
+    of (size ratio, mean quality), of a compressor's knobs with the same point the first.
     """
     rows = []
     tasks = profile.tasks
@@ -216,6 +216,9 @@ def describe(profile: Profile) -> list[dict[str, Any]]:
     complete = [row for row in rows if row["mean_quality"] is not None]
     if complete:
         points = np.array([[row["size_ratio"], row["mean_quality"]] for row in complete])
+        seen = set()  # two knobs may make the same variant, like int8:g64 and int8:head of a head of 64
         for index in pareto_front(points):
-            complete[index]["pareto"] = True
+            point = (complete[index]["variant"].partition(":")[0], *points[index])
+            complete[index]["pareto"] = point not in seen
+            seen.add(point)
     return rows

@@ -7,6 +7,7 @@ the parts.  A killed measurement goes on from ``OUT.rows.jsonl`` when it is call
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from simkv.errors import SimkvError
@@ -14,6 +15,7 @@ from simkv.profile_saving import save_profile
 from simkv.profile_types import RAW, Profile
 from simkv.profiler.compressors.adapters.kvpress import KvpressDropper
 from simkv.profiler.compressors.base import Compressor
+from simkv.profiler.fitting import Refused, calibrated, calibration_caches, tried
 from simkv.profiler.makers import maker_of
 from simkv.profiler.measured import profile_of
 from simkv.profiler.models import CachedModel
@@ -21,7 +23,6 @@ from simkv.profiler.plan import (
     Parameters,
     Rates,
     built,
-    calibrated,
     default_names,
     further_knobs,
     parts_of,
@@ -31,7 +32,7 @@ from simkv.profiler.provenance import device_name, facts_of_machine
 from simkv.profiler.quality import Setting, measured_rows
 from simkv.profiler.rows import Row, RowFile
 from simkv.profiler.sources import Source, open_source
-from simkv.profiler.tasks import Context, Task
+from simkv.profiler.tasks import Task
 from simkv.profiler.workloads import Workload, calibration_contexts, generated
 from simkv.version import measuring_identity
 
@@ -82,23 +83,25 @@ def measure_quality(plan: QualityPlan, out: Path, progress: Callable[[int, int],
     Raises:
         SimkvError: a plan that cannot be carried out, or a folder that exists.
     """
+    start = perf_counter()
     path = out.with_name(out.name + ".rows.jsonl")
     if out.exists() and not path.exists():
         raise SimkvError(f"{out}: exists already; a profile is never overwritten")
     source = open_source(plan.model, plan.device)
     length = plan.length or source.length
     workloads, hashes = _workloads(plan, source, length)
-    settings, compressors = _settings(plan, source, length)
+    settings, refused = _settings(plan, source, workloads, length)
     identity = _identity(plan, source, workloads, length) | ({"files": hashes} if hashes else {})
     rows = RowFile(path, identity, {str(s.variant): maker_of(s) for s in settings}, Row)
     if out.exists():
         return rows.finished(out)
+    before = sum(row.seconds for row in rows.rows.values())
     try:
         _measure(source.model, workloads, settings, rows, plan.query_aware, progress)
         variants = [setting.variant for setting in settings]
         wanted = {str(variant) for variant in (RAW, *variants)}
         kept = [row for row in rows.rows.values() if row.variant in wanted]
-        facts = _facts(plan, source, identity, compressors, sum(row.seconds for row in kept))
+        facts = _facts(plan, source, identity, settings, refused, before + perf_counter() - start)
         profile = profile_of(out.name, source.model, variants, kept, facts)
         save_profile(profile, out)
     finally:
@@ -150,24 +153,42 @@ def _workloads(plan: QualityPlan, source: Source, length: int) -> tuple[list[Wor
     return workloads, {workload.task: sha256 for workload, sha256 in files}
 
 
-def _settings(plan: QualityPlan, source: Source, length: int) -> tuple[list[Setting], list[Compressor]]:
+def _settings(
+    plan: QualityPlan, source: Source, workloads: Sequence[Workload], length: int
+) -> tuple[list[Setting], Refused]:
+    """What to measure, every setting tried on the first context, and why built-in compressors are left out."""
     names = plan.compressors or default_names()
     parameters = dict(plan.parameters)
     for name in parts_of(names) & source.parameters.keys():
         parameters[name] = {**source.parameters[name], **parameters.get(name, {})}
-    caches = [source.model.prefill(context.tokens.tolist())[0] for context in _calibration(plan, source, length)]
-    compressors = calibrated(_attached(built(names, parameters), source.model), caches)
+    compressors = _attached(built(names, parameters), source.model, plan.query_aware)
+    refused: Refused | None = None if plan.compressors else {}
+    caches = calibration_caches(source.model, compressors, lambda: _calibration(plan, source, workloads, length))
+    compressors = calibrated(compressors, caches, refused)
     further = further_knobs(names, compressors, source.rates, plan.rates, plan.quick)
-    return settings_of(compressors, further, plan.quick), compressors
+    settings = settings_of(compressors, further, plan.quick)
+    first = workloads[0].context(0).tokens.tolist()
+    return tried(source.model, first, settings, refused), refused or {}
 
 
-def _calibration(plan: QualityPlan, source: Source, length: int) -> list[Context]:
-    tasks: Sequence[Task] = list(source.chosen(plan.tasks).values())
-    return [context for task in tasks for context in calibration_contexts(task, _CALIBRATION, length, plan.seed)]
+def _calibration(plan: QualityPlan, source: Source, workloads: Sequence[Workload], length: int) -> list[Sequence[int]]:
+    """Contexts of the tasks, none of which is measured; with files alone the files' first, which are."""
+    if plan.tasks or not plan.files:
+        tasks: Sequence[Task] = list(source.chosen(plan.tasks).values())
+        found = [context for task in tasks for context in calibration_contexts(task, _CALIBRATION, length, plan.seed)]
+    else:
+        found = [load.context(number) for load in workloads for number in range(min(load.count, _CALIBRATION))]
+    return [context.tokens.tolist() for context in found]
 
 
-def _attached(compressors: Sequence[Compressor], model: CachedModel) -> list[Compressor]:
+def _attached(compressors: Sequence[Compressor], model: CachedModel, query_aware: bool) -> list[Compressor]:
     """Presses of kvpress act inside the model's prefill, so they must know the model."""
+    presses = [compressor.name for compressor in compressors if isinstance(compressor, KvpressDropper)]
+    if presses and query_aware:
+        raise SimkvError(
+            f"compressor {presses[0]}: a press cannot be measured query-aware, since it acts while the context alone "
+            "is prefilled; measure it without, or leave it out"
+        )
     return [c.attached(model) if isinstance(c, KvpressDropper) else c for c in compressors]
 
 
@@ -189,15 +210,24 @@ def _identity(plan: QualityPlan, source: Source, workloads: Sequence[Workload], 
 
 
 def _facts(
-    plan: QualityPlan, source: Source, identity: Mapping[str, Any], compressors: Sequence[Compressor], seconds: float
+    plan: QualityPlan,
+    source: Source,
+    identity: Mapping[str, Any],
+    settings: Sequence[Setting],
+    refused: Refused,
+    seconds: float,
 ) -> dict[str, Any]:
     """For ``[provenance]``."""
+    compressors = {setting.compressor.name: setting.compressor for setting in settings}.values()
     shared = {compressor.name: compressor.shared_bytes() for compressor in compressors if compressor.shared_bytes()}
+    in_sample = plan.files and not plan.tasks and any("calibration" in made.needs for made in compressors)
     return {
         "summary": f"{source.facts['summary']}; contexts of {identity['context_tokens']} tokens",
         **{key: value for key, value in identity.items() if key not in ("model", "summary")},
         "wall_time_s": round(seconds, 1),
         "parameters": {compressor.name: repr(compressor) for compressor in compressors},
         "shared_bytes": shared,
+        **({"calibration": "on the files' first contexts, which are measured too"} if in_sample else {}),
+        **({"refused": refused} if refused else {}),
         **facts_of_machine(plan.device),
     }

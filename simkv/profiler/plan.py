@@ -1,6 +1,6 @@
 """What is to be measured: the variants, by names and parameters as a user gives them.
 
-What it is: text to compressors with their knobs, and their calibration.  What it is not: the measuring.
+What it is: text to compressors with their knobs.  What it is not: their calibration (``fitting.py``), or the measuring.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from simkv.errors import SimkvError
 from simkv.profile_types import RAW, Variant
 from simkv.profiler.compressors import COMPRESSORS, make_compressor
-from simkv.profiler.compressors.base import Compressor, CompressorError, KVCache
+from simkv.profiler.compressors.base import Compressor, CompressorError
 from simkv.profiler.compressors.chain import Chain
 from simkv.profiler.quality import Setting
 
@@ -17,7 +17,6 @@ __all__ = [
     "Parameters",
     "Rates",
     "built",
-    "calibrated",
     "default_names",
     "further_knobs",
     "parsed_parameters",
@@ -154,11 +153,6 @@ def _knob(given: str, compressor: Compressor, name: str, knob: str) -> str | Non
         return knob if not isinstance(compressor, Chain) or parts in ("", compressor.parts) else None
     text = f"{name}:{knob}"
     return text.removeprefix(f"{given}:") if text.startswith(f"{given}:") else None
-
-
-def calibrated(compressors: Sequence[Compressor], caches: Sequence[KVCache]) -> list[Compressor]:
-    """Compressors fitted to sample caches, those that can be; the others as they are."""
-    return [compressor.fit(caches) if caches else compressor for compressor in compressors]
 
 
 def default_names() -> list[str]:

@@ -21,7 +21,7 @@ from simkv.profiler.rows import Row
 from simkv.profiler.tasks import Context, Question
 from simkv.profiler.workloads import Workload
 
-__all__ = ["Setting", "answer_score", "halves", "measured_rows"]
+__all__ = ["Setting", "answer_score", "halves", "measured_rows", "needs_of", "round_trip", "window_of"]
 
 _SEES_QUERIES = frozenset({"queries", "attention"})
 _WINDOW = 64
@@ -57,6 +57,37 @@ def answer_score(workload: Workload, output: list[int], question: Question) -> f
     if not [token for token in question.answer if token != workload.stop]:
         return float(not output)
     return workload.score(output, question)
+
+
+def round_trip(setting: Setting, cache: KVCache, side: PrefillContext) -> tuple[DecodedCache, int]:
+    """A cache encoded and decoded again on its own device, and its stored bytes.
+
+    Raises:
+        CompressorError: a compressor that cannot take the cache, or whose decoded cache does not fit it.
+    """
+    try:
+        payload = setting.compressor.encode(cache, side, setting.knob).payload
+        decoded = setting.compressor.decode(payload, cache.keys[0].device)
+    except Exception as error:  # a plug-in's code may fail in any way
+        what = str(error) if isinstance(error, SimkvError) else f"{type(error).__name__}: {error}"
+        raise CompressorError(f"variant {setting.variant}: {what}") from error
+    shape = cache.shape
+    fits = len(decoded.keys) == len(decoded.values) == shape.layers and decoded.next_position == shape.tokens
+    sides = zip(decoded.keys, decoded.values, strict=False)
+    whole = (shape.heads, shape.head_dim)
+    if not fits or any(k.shape != v.shape or (k.shape[0], k.shape[-1]) != whole for k, v in sides):
+        raise CompressorError(f"variant {setting.variant}: its decoded cache does not fit the model's {shape}")
+    return decoded, len(payload)
+
+
+def window_of(settings: Sequence[Setting]) -> int:
+    """Last queries that a prefill must keep for these settings."""
+    return max([_WINDOW, *(getattr(setting.compressor, "window", 0) for setting in settings)])
+
+
+def needs_of(settings: Sequence[Setting]) -> frozenset[str]:
+    """Side information that a prefill must keep for these settings."""
+    return frozenset().union(*(setting.compressor.needs for setting in settings))
 
 
 def measured_rows(
@@ -127,9 +158,8 @@ class _Measure:
                 f"task {self.workload.task}, context {self.sample}: {len(self.tokens)} tokens and up to {asked} of "
                 f"question and answer; model {self.model.name} has a window of {self.model.window_tokens}"
             )
-        needs: frozenset[str] = frozenset().union(*(setting.compressor.needs for setting in self.settings))
-        self.window = max([_WINDOW, *(getattr(setting.compressor, "window", 0) for setting in self.settings)])
-        self.cache, self.side = self.model.prefill(self.tokens, needs, self.window)
+        self.window = window_of(self.settings)
+        self.cache, self.side = self.model.prefill(self.tokens, needs_of(self.settings), self.window)
         self.whole = DecodedCache(self.cache.keys, self.cache.values, len(self.tokens))
         queries = [question.query for question in self.questions]
         self.outputs = self.model.answer(self.whole, queries, self.longest, self.workload.stop)
@@ -179,19 +209,9 @@ class _Measure:
 
     def _decoded(self, setting: Setting, cache: KVCache, side: PrefillContext) -> tuple[DecodedCache, int]:
         try:
-            payload = setting.compressor.encode(cache, side, setting.knob).payload
-            decoded = setting.compressor.decode(payload, self.model.device)
-        except Exception as error:  # a plug-in's code may fail in any way
-            place = f"task {self.workload.task}, context {self.sample}, variant {setting.variant}"
-            what = str(error) if isinstance(error, SimkvError) else f"{type(error).__name__}: {error}"
-            raise CompressorError(f"{place}: {what}") from error
-        shape = cache.shape
-        fits = len(decoded.keys) == len(decoded.values) == shape.layers and decoded.next_position == shape.tokens
-        sides = zip(decoded.keys, decoded.values, strict=False)
-        whole = (shape.heads, shape.head_dim)
-        if not fits or any(k.shape != v.shape or (k.shape[0], k.shape[-1]) != whole for k, v in sides):
-            raise CompressorError(f"variant {setting.variant}: its decoded cache does not fit the model's {shape}")
-        return decoded, len(payload)
+            return round_trip(setting, cache, side)
+        except CompressorError as error:
+            raise CompressorError(f"task {self.workload.task}, context {self.sample}, {error}") from error
 
     def _answer(self, cache: DecodedCache, asked: list[int], scores: _Scores) -> None:
         """Answers to some questions, appended to ``scores``.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args, get_type_hints
 
 from simkv.errors import SimkvError
 from simkv.experiment_files import remove_stale_in
@@ -95,6 +95,17 @@ class SpeedRow:
         return self.what, sized, self.tokens, self.cached, self.batch
 
 
+def _typed(kind: type[R], line: list[Any]) -> R:
+    """The row of a line.  Raises TypeError for values that are not of its fields' types."""
+    row, hints = kind(*line), get_type_hints(kind)
+    for name in kind.__dataclass_fields__:
+        value, allowed = getattr(row, name), hints[name]
+        given = float if type(value) is int and allowed is not int else type(value)
+        if given not in (get_args(allowed) or (allowed,)):
+            raise TypeError(f"{name} is {value!r}")
+    return row
+
+
 class RowFile(Generic[R]):
     """Rows that survive a kill.
 
@@ -164,7 +175,9 @@ class RowFile(Generic[R]):
             found = [json.loads(line) for line in lines[:-1]]
             heads = [line for line in found if isinstance(line, dict)]
             before, known = heads[-1]["identity"], heads[-1]["settings"]
-            rows = [self._kind(*line) for line in found if isinstance(line, list)]
+            if not isinstance(before, dict) or not isinstance(known, dict):
+                raise TypeError("identity and settings are tables")
+            rows = [_typed(self._kind, line) for line in found if isinstance(line, list)]
         except (ValueError, TypeError, LookupError) as error:
             raise SimkvError(f"{self._path}: not a file of measured rows; remove it to begin anew") from error
         changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))

@@ -13,8 +13,9 @@ from simkv.errors import SimkvError, unknown_name
 from simkv.profile_saving import save_profile
 from simkv.profile_types import Profile, Variant
 from simkv.profiler.compressors.base import Compressor
+from simkv.profiler.fitting import calibrated
 from simkv.profiler.makers import maker_of
-from simkv.profiler.plan import Parameters, built, calibrated, default_names, further_knobs, parts_of, settings_of
+from simkv.profiler.plan import Parameters, built, default_names, further_knobs, parts_of, settings_of
 from simkv.profiler.provenance import facts_of_machine
 from simkv.profiler.quality import Setting
 from simkv.profiler.random_caches import CacheShape, random_cache

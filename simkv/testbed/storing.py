@@ -7,7 +7,8 @@ from simkv.errors import SimkvError
 from simkv.profile_types import RAW, Variant
 from simkv.profiler.compressors.base import KVCache, PrefillContext
 from simkv.profiler.compressors.identity import Identity
-from simkv.profiler.plan import built, calibrated, parts_of
+from simkv.profiler.fitting import calibrated
+from simkv.profiler.plan import built, parts_of
 from simkv.profiler.quality import Setting
 from simkv.profiler.sources import Source
 from simkv.profiler.workloads import calibration_contexts

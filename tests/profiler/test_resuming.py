@@ -15,6 +15,7 @@ from simkv.profiler.compressors import make_compressor
 from simkv.profiler.makers import maker_of
 from simkv.profiler.measurement import QualityPlan, measure_quality
 from simkv.profiler.quality import Setting
+from simkv.profiler.rows import Row, RowFile
 from tests.profiler.text_tokenizers import trained
 
 PLUG_IN = """
@@ -128,3 +129,30 @@ def test_every_file_of_a_plug_ins_package_counts(tmp_path: Path, monkeypatch: py
     assert "by edited_package.mine:Mine, format mine/1, edited_package " in before
     built_in = maker_of(Setting.of(make_compressor("chain:snapkv+kivi"), "0.5+4"))
     assert built_in.endswith("by simkv.profiler.compressors.chain:Chain, format chain:snapkv+kivi/1")
+
+
+HEAD = '{"identity": {}, "settings": {}}\n'
+ROW = '["qa", 0, "kivi:2", 1.0, null, 1, 0.0, 0.0, 1.0, 5, 10, 0.1]\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"identity": {}, "settings": []}\n',
+        '{"identity": [], "settings": {}}\n',
+        HEAD + ROW.replace("5, 10", '"5", 10'),
+        HEAD + ROW.replace("5, 10", "5.5, 10"),
+        HEAD + ROW.replace("5, 10", "true, 10"),
+        HEAD + ROW.replace('"qa"', "[1]"),
+        HEAD + ROW.replace("null, 1,", "null, null,"),
+    ],
+)
+def test_a_damaged_file_of_rows_is_one_clear_error(text: str, tmp_path: Path) -> None:
+    """Whatever is of the wrong type; a sound file with a whole number for a score is read."""
+    (tmp_path / "sound").write_text(HEAD + ROW, encoding="utf-8")
+    sound = RowFile(tmp_path / "sound", {}, {}, Row)
+    sound.close()
+    assert 5 == sound.rows["qa", 0, "kivi:2"].stored_bytes
+    (tmp_path / "damaged").write_text(text, encoding="utf-8")
+    with pytest.raises(SimkvError, match="not a file of measured rows"):
+        RowFile(tmp_path / "damaged", {}, {}, Row)

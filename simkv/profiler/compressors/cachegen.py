@@ -47,6 +47,7 @@ class CacheGen(Compressor):
 
     name: ClassVar[str] = "cachegen"
     knobs: ClassVar[tuple[str, ...]] = ("4", "3", "2", "1", "0")
+    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
 
     delta: bool = True
     group: int = 10

@@ -57,6 +57,7 @@ class KVComp(Compressor):
     name: ClassVar[str] = "kvcomp"
     version: ClassVar[int] = 2
     knobs: ClassVar[tuple[str, ...]] = ("0.02", "0.05", "0.1", "0.2", "0.4", "0.8")
+    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
 
     block: int = 64
     buffer: int = 128
