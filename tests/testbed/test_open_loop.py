@@ -44,6 +44,7 @@ def test_all_requests_are_served_and_answered(rig: Rig) -> None:
         assert row.ttft_s == pytest.approx(parts, abs=1e-9)
         assert 1.0 == rig.bench.score(rig.source.model, requests, row.request, row.answer)
     assert any(row.placement is not None for row in rows)
+    assert all(most <= capacity for most, capacity in zip(real.most_bytes, real.costs.capacity, strict=True))
     assert 0 == sum(entry.pins for entry in real.store.residents if entry is not None)
 
 

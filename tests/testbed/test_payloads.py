@@ -1,11 +1,14 @@
 """Payloads in memory and on disk come back as they were, take the bytes that they say, and damage is told."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simkv.errors import SimkvError
+from simkv.profiler.direct_io import ScratchFile
 from simkv.testbed import payloads as module
 from simkv.testbed.payloads import DiskPayloads, DramPayloads, Payloads
 
@@ -30,6 +33,23 @@ def test_payloads_come_back(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert dict(enumerate(SIZES)) == tier.sizes
     tier.drop(0)
     assert set(range(1, len(SIZES))) == tier.sizes.keys()
+
+
+def test_a_file_system_without_direct_transfers_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where O_DIRECT does not pass, payloads still come back, through the page cache, and a warning says so."""
+
+    @contextmanager
+    def refusing(folder: Path, size: int) -> Iterator[ScratchFile]:
+        yield ScratchFile(-1, size, direct=False)
+
+    monkeypatch.setattr(module, "scratch_file", refusing)
+    disk = DiskPayloads(tmp_path)
+    disk.write(1, _noise(5000))
+    assert _noise(5000) == disk.read(1)
+    assert not disk.direct
+    assert "refuses direct transfers" in caplog.text
 
 
 def test_files_take_whole_blocks(tmp_path: Path) -> None:
