@@ -268,8 +268,10 @@ def _with_speeds(quality: Profile, seconds: _Seconds, tiers: Sequence[StoredTier
         residuals[f"read {tier.name}"] = round(off, 4)
         rates = [round(1 / max(line.per_token_s, _SLOWEST_BYTES_PER_S)) for line in (read, write)]
         specs.append(TierSpec(tier.name, tier.capacity, rates[0], rates[1], read.fixed_s))
-    numbers = quality.provenance["numbers"]
-    numbers |= dict.fromkeys(("decode_lines", "encode_lines", "prefill", "tiers"), numbers["quality"])
+    numbers = dict(quality.provenance["numbers"])
+    source = f"simkv validate, calibration, {quality.provenance['date']}, {quality.provenance['device']}"
+    origin = {"status": "measured", "source": source}
+    numbers |= dict.fromkeys(("decode_lines", "encode_lines", "prefill", "tiers"), origin)
     facts = {key: fact for key, fact in quality.provenance.items() if key != "numbers"}
     return replace(
         quality,

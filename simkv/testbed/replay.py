@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from simkv.errors import SimkvError
-from simkv.profiler.compressors.base import KVCache
 from simkv.profiler.compressors.payload import PayloadError
 from simkv.simulator.chains import next_uses, parents
 from simkv.simulator.costs import CostTables
@@ -25,7 +24,7 @@ from simkv.testbed.server import Server, Started
 from simkv.testbed.serving import OwnClock, serve
 from simkv.traces.trace import Trace
 
-__all__ = ["RealStore", "Timed", "closed_loop"]
+__all__ = ["RealStore", "Timed", "Work", "closed_loop"]
 
 
 @dataclass
@@ -48,18 +47,19 @@ class Timed:
 
 @dataclass(frozen=True)
 class Work:
-    """One entry's move, to be carried out with what is at hand: the computed cache, or the payload just loaded."""
+    """One entry's move, to be carried out with what is at hand: the computed sequence, or the payload just loaded."""
 
     key: int
     old: Placement | None
     new: Placement | None
-    cache: KVCache | None
+    tokens: int
+    computed: Started | None
     payload: bytes | None
 
     @property
     def at_hand(self) -> bool:
         """Whether its bytes need not be read where it was."""
-        return self.cache is not None or self.payload is not None
+        return self.computed is not None or self.payload is not None
 
 
 class RealStore:
@@ -136,18 +136,16 @@ class RealStore:
         next_use = None if self._next_use is None else [self._next_use[request]]
         held = int(payload is not None)
         changes = self.store.step(now_ns, request, arrival_ns, [block], held, next_use)
-        cache = None
-        work = []
+        works = []
         for key, change in changes.items():
             new = change.entry.placement
             if new == change.old and new is not None:
                 continue
             self.decisions.append((request, key, change.old, new))
             own = key == block
-            if own and not held and new is not None and cache is None:
-                cache = self.server.cache(started, change.entry.tokens)
-            work.append(Work(key, change.old, new, cache if own else None, payload if own else None))
-        return work
+            computed = started if own and not held else None
+            works.append(Work(key, change.old, new, change.entry.tokens, computed, payload if own else None))
+        return works
 
     def carry_out(self, works: Sequence[Work], read: Callable[[Placement, int], bytes]) -> None:
         """Move a step's real bytes, never holding more on a tier than its ledger does before or after.
@@ -174,11 +172,11 @@ class RealStore:
                 self._write(work, work.payload)
 
     def _write(self, work: Work, payload: bytes | None) -> None:
-        """Put an entry where it belongs now, from its payload, or from the computed cache when there is none."""
+        """Put an entry where it belongs now, from its payload, or from what was computed when there is none."""
         assert work.new is not None
         if payload is None:
-            assert work.cache is not None
-            payload = self.server.encoded(work.cache, work.new.variant)
+            assert work.computed is not None
+            payload = self.server.encoded(self.server.cache(work.computed, work.tokens), work.new.variant)
         elif work.old is not None and work.old.variant != work.new.variant:
             payload = self.server.reencoded(payload, work.old.variant, work.new.variant)
         tier = self.tiers[work.new.tier]
