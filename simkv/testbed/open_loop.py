@@ -17,10 +17,11 @@ from typing import Any
 
 from simkv.errors import SimkvError
 from simkv.profiler.compressors.payload import PayloadError
+from simkv.profiler.timing import WallClock
 from simkv.simulator.entries import Placement
 from simkv.testbed.replay import RealStore, Timed, Work
 from simkv.testbed.server import Started
-from simkv.testbed.serving import OwnClock, Served, serve
+from simkv.testbed.serving import Served, serve
 from simkv.units import format_bytes
 
 __all__ = ["open_loop"]
@@ -28,12 +29,11 @@ __all__ = ["open_loop"]
 Read = Callable[[], bytes]
 
 
-def open_loop(real: RealStore, clock: OwnClock, budget: int, progress: Callable[[int, int], None]) -> list[Timed]:
+def open_loop(real: RealStore, budget: int, progress: Callable[[int, int], None]) -> list[Timed]:
     """Send every request at its time; rows in the order of the trace.
 
     Args:
         real: store, at the trace's times.
-        clock: waits for a GPU where there is one.
         budget: most bytes of caches that may wait for their answers.
         progress: takes (finished, all) requests.
 
@@ -51,7 +51,7 @@ def open_loop(real: RealStore, clock: OwnClock, budget: int, progress: Callable[
             f"{format_bytes(kept)}; the budget is {format_bytes(budget)}"
         )
     with ExitStack() as stack:
-        loop = _OpenLoop(real, clock, progress, lambda: stack.enter_context(ThreadPoolExecutor(1)))
+        loop = _OpenLoop(real, progress, lambda: stack.enter_context(ThreadPoolExecutor(1)))
         gc.collect()
         gc.disable()
         try:
@@ -72,12 +72,12 @@ class _OpenLoop:
     def __init__(
         self,
         real: RealStore,
-        clock: OwnClock,
         progress: Callable[[int, int], None],
         worker: Callable[[], ThreadPoolExecutor],
     ) -> None:
         self.rows: dict[int, Timed] = {}
-        self._real, self._clock, self._progress = real, clock, progress
+        self._real, self._progress = real, progress
+        self._clock = WallClock(str(real.server.model.device))
         self._readers = [worker() for _ in real.tiers]
         self._computer, self._mover = worker(), worker()
         self._ledgers = threading.Lock()

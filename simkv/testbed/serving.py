@@ -12,6 +12,7 @@ from time import perf_counter
 
 import torch
 
+from simkv.profiler.timing import Clock
 from simkv.testbed.server import Server, Started
 
 __all__ = ["OwnClock", "Served", "serve"]
@@ -71,7 +72,7 @@ class Served:
 
 def serve(
     server: Server,
-    clock: OwnClock,
+    clock: Clock,
     sent: float,
     read: Callable[[], bytes] | None,
     variant: int,

@@ -150,7 +150,7 @@ def _of_policy(
         prediction = predict(requests.trace, costs, _made(policy))
         with bars(f"{policy.title}, {rate:.1f}/s, repeat {repeat + 1}") as progress:
             real = _real(machine, requests, requests.trace, costs, policy)
-            rows = _emptied(machine, lambda: open_loop(real, machine.clock, plan.budget, progress))  # noqa: B023
+            rows = _emptied(machine, lambda: open_loop(real, plan.budget, progress))  # noqa: B023
             yield _compared(machine, Replay("open", policy.title, repeat + 1, rate), real, prediction, rows)
 
 

@@ -24,8 +24,8 @@ def _store(rig: Rig, requests: Requests, params: dict[str, Any]) -> RealStore:
     return RealStore(rig.bench, requests, requests.trace, costs, make_policy("lru", params), rig.server, payloads)
 
 
-def _replayed(real: RealStore, rig: Rig) -> list[Timed]:
-    return open_loop(real, rig.clock, BUDGET, lambda done, of: None)
+def _replayed(real: RealStore) -> list[Timed]:
+    return open_loop(real, BUDGET, lambda done, of: None)
 
 
 def _at(requests: Requests, arrival_ns: list[int]) -> Requests:
@@ -37,7 +37,7 @@ def test_all_requests_are_served_and_answered(rig: Rig) -> None:
     """At a rate that makes requests overlap, times add up, answers are right, and ledgers and payloads agree."""
     requests = rig.bench.requests(30, 0.5, 100.0, seed=4)
     real = _store(rig, requests, {})
-    rows = _replayed(real, rig)
+    rows = _replayed(real)
     assert list(range(30)) == [row.request for row in rows]
     for row in rows:
         parts = row.load_s + row.queue_s + row.decode_s + row.prefill_s
@@ -77,7 +77,7 @@ def test_a_hit_waits_for_bytes_on_their_way(rig: Rig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(dram, "write", held_back)
     monkeypatch.setattr(dram, "read", noted)
     monkeypatch.setattr(real, "source", arriving)
-    rows = _replayed(real, rig)
+    rows = _replayed(real)
     assert ["asked", "written", "read"] == happened
     assert rows[1].placement is not None
 
@@ -91,11 +91,11 @@ def test_failures_in_other_threads_are_told(rig: Rig, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(type(rig.tiers[0].payloads), what, failing)
     with pytest.raises(SimkvError, match=f"no {what}"):
-        _replayed(_store(rig, rig.bench.requests(30, 0.5, 200.0, seed=4), {"variant": "kivi:4"}), rig)
+        _replayed(_store(rig, rig.bench.requests(30, 0.5, 200.0, seed=4), {"variant": "kivi:4"}))
 
 
 def test_more_requests_than_the_budget_holds_are_refused(rig: Rig) -> None:
     """The caches that wait for their answers are counted before anything is sent."""
     real = _store(rig, rig.bench.requests(30, 0.5, 100.0, seed=4), {})
     with pytest.raises(SimkvError, match="an open loop keeps the caches of all 30"):
-        open_loop(real, rig.clock, 1_000_000, lambda done, of: None)
+        open_loop(real, 1_000_000, lambda done, of: None)
