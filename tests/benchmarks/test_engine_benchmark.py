@@ -195,7 +195,7 @@ BY_RESIDENTS: dict[str, dict[str, Any]] = {
     "lru": {},
     "adaptcache": {"alpha": 1.0},
     "evicpress": {"alpha": 0.1},
-    "hitdensity": {},
+    "hitdensity": {"alpha": 0.1},
     "impress": {},
 }
 EVERY: dict[str, dict[str, Any]] = {

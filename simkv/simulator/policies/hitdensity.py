@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HitDensity"]
 
+_KEPT = 4  # parts of a sample that are used before the next one is drawn
 _BATCH = 8  # blocks for which a decision holds
 
 
@@ -97,6 +98,7 @@ class HitDensity(Policy):
         self._now = (-1, -1)
         self._chain = Chain(0.0, 1, 1, len(view.tiers))
         self._current: list[tuple[Part, int] | None] = [None] * len(view.tiers)
+        self._spare: list[list[Part]] = [[] for _ in view.tiers]
 
     def answered(self, ttft_s: float, quality: float) -> None:
         """See Policy: brings alpha nearer to what meets the target."""
@@ -187,7 +189,7 @@ class HitDensity(Policy):
                 return part, entry
             candidates.append(part)
         else:
-            candidates.extend(parts.sample(self.sample))
+            candidates.extend(self._sampled(tier))
         best, least, oldest = None, math.inf, math.inf
         now_s = self._view.now_ns / 1e9
         for part in candidates:
@@ -201,6 +203,22 @@ class HitDensity(Policy):
             return next(parts.free_entries(), None)
         self._current[tier] = best[0], _BATCH
         return best
+
+    def _sampled(self, tier: int) -> list[Part]:
+        """One of the best few parts of a sample; a new sample is drawn when all of them have had their turn."""
+        parts, spare, now_s = self._tiers[tier], self._spare[tier], self._view.now_ns / 1e9
+        while spare:
+            part = spare.pop()
+            if part.live and parts.tail(part) is not None:
+                return [part]
+        ranked = []
+        for part in dict.fromkeys(parts.sample(self.sample)):
+            entry = parts.tail(part)
+            if entry is not None:
+                ranked.append((self._score(part, entry, now_s), part.chain.since_s, part.index, part))
+        ranked.sort(reverse=True)
+        spare.extend(row[3] for row in ranked[-_KEPT:])
+        return [spare.pop()] if spare else []
 
     def _score(self, part: Part, entry: Entry, now_s: float) -> float:
         """Loss per byte of the part's next step down, by how soon it is expected to be asked for."""
