@@ -171,7 +171,7 @@ def _print_speed(profile: "Profile", out: Path, as_json: bool) -> None:
     facts = profile.provenance.get("speeds_of", profile.provenance)
     rows = [_speed_row(profile, facts, variant) for variant in profile.variants[1:]]
     steps = [{"batch": batch, "context": context, "seconds": took} for batch, context, took in profile.decode_steps]
-    head = {key: facts[key] for key in ("device", "commit", "residuals", "interpolated")}
+    head = {key: facts[key] for key in ("device", "commit", "residuals", "interpolated", "timed_again", "implausible")}
     if as_json:
         print_json({"profile": str(out), "variants": rows, "decode_steps": steps, **head})
         return
@@ -197,6 +197,8 @@ def _print_speed(profile: "Profile", out: Path, as_json: bool) -> None:
             ("off by", f"at most {facts['residuals']['prefill']:.1%} of the measured prefills"),
             *[(f"{what} lines", _residuals(facts["residuals"][what])) for what in ("encode", "decode")],
             ("interpolated", _interpolated(facts["interpolated"])),
+            ("timed again", f"{facts['timed_again']} of {len(profile.speed_rows)} points"),
+            ("implausible", f"{len(stayed)}, named in {out}" if (stayed := facts["implausible"]) else "no point"),
             ("copies", f"{facts['copy_bytes_per_s'] / 1e9:.3g} GB/s read and written within {facts['device']}"),
             ("profile", str(out)),
         ]

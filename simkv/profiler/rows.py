@@ -6,6 +6,7 @@ kill is measured again.  What it is not: the profile that is made of the rows at
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from simkv.errors import SimkvError
 from simkv.experiment_files import remove_stale_in
 from simkv.profiles import Profile, load_profile
 
-__all__ = ["Row", "RowFile", "SpeedRow"]
+__all__ = ["Key", "Row", "RowFile", "SpeedRow"]
+
+Key = tuple[str, str, int, int, int]
+"""What, variant, tokens, cached tokens and batch of a ``SpeedRow``."""
 
 _MOST_BYTES = 1 << 30
 
@@ -89,7 +93,7 @@ class SpeedRow:
     implementation: str = "reference"
 
     @property
-    def key(self) -> tuple[str, str, int, int, int]:
+    def key(self) -> Key:
         """What, variant, tokens, cached tokens and batch; the variant of a copy is its kind and size."""
         sized = f"{self.implementation} {self.bytes}" if self.what in ("copy", "h2d", "d2h") else self.variant
         return self.what, sized, self.tokens, self.cached, self.batch
@@ -118,7 +122,8 @@ class RowFile(Generic[R]):
         kind: the rows' class.
 
     Attributes:
-        rows: all rows so far, by key, in the order of their measuring.
+        rows: all rows so far, by key, in the order of their measuring; of one that was added again the last.
+        times: how often each was added, by key, before a kill too.
 
     Raises:
         SimkvError: a file that belongs to another measurement, or is no such file.
@@ -128,6 +133,7 @@ class RowFile(Generic[R]):
         self._path = path
         self._kind = kind
         self.rows: dict[tuple[Any, ...], R] = {}
+        self.times: Counter[tuple[Any, ...]] = Counter()
         known: dict[str, str] = {}
         if path.exists() and path.stat().st_size:
             known = self._read(json.loads(json.dumps(identity)), settings)
@@ -141,6 +147,7 @@ class RowFile(Generic[R]):
         """Keep a row; it is on its way to the disk when this returns."""
         self._write(list(asdict(row).values()))
         self.rows[row.key] = row
+        self.times[row.key] += 1
 
     def has(self, *key: Any) -> bool:
         """Whether the row of this key is measured."""
@@ -196,4 +203,5 @@ class RowFile(Generic[R]):
         if lines[-1]:  # cut short by a kill: dropped, so that the next line starts afresh
             os.truncate(self._path, len(whole) - len(lines[-1]))
         self.rows = {row.key: row for row in rows}
+        self.times = Counter(row.key for row in rows)
         return dict(known)

@@ -10,7 +10,7 @@ included.  An encode ends with the payload in host memory.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from simkv.profiler.compressors.base import Compressor, KVCache, PrefillContext,
 from simkv.profiler.link import Known, link_rows
 from simkv.profiler.quality import Setting
 from simkv.profiler.random_caches import random_cache
-from simkv.profiler.rows import SpeedRow
+from simkv.profiler.rows import Key, SpeedRow
 from simkv.profiler.subjects import Subject, free_bytes
 from simkv.profiler.timing import Clock, Patience, Timing, timed
 
@@ -95,22 +95,45 @@ class SpeedRun:
         Raises:
             CompressorError: a compressor that cannot take a cache.
         """
-        yield from self._copy(known)
+        if not known(*self._copy_key):
+            yield self._copy()
         if self.device.startswith("cuda"):
             yield from link_rows(self.device, self.patience, known, self.quick)
         yield from self._model(known)
         for tokens in self.grid.lengths:
-            yield from self._codecs(known, tokens)
+            wanted = [setting for setting in self.settings if self._codec_is_wanted(known, setting, tokens)]
+            yield from self._codecs(tokens, wanted)
 
-    def _copy(self, known: Known) -> Iterator[SpeedRow]:
+    def again(self, keys: frozenset[Key]) -> Iterator[SpeedRow]:
+        """Rows that are measured already, timed anew; those of the host link are not.
+
+        Raises:
+            CompressorError: a compressor that cannot take a cache.
+        """
+        if self._copy_key in keys:
+            yield self._copy()
+        yield from self._models(place for place in self._places if _model_key(*place) in keys)
+        for tokens in self.grid.lengths:
+            of = {key[1] for key in keys if key[0] in ("encode", "decode") and key[2] == tokens}
+            rows = self._codecs(tokens, [setting for setting in self.settings if str(setting.variant) in of])
+            yield from (row for row in rows if row.key in keys)
+
+    @property
+    def _copy_key(self) -> Key:
+        return "copy", f"reference {_COPY_BYTES[self.device.partition(':')[0]]}", 0, 0, 1
+
+    @property
+    def _places(self) -> list[tuple[str, int, int, int]]:
+        """(prefill or step, new tokens or those in the cache, cached tokens, sequences), in the order of measuring."""
+        prefills = [("prefill", new, cached, 1) for new, cached in self.grid.prefills]
+        return prefills + [("step", tokens, 0, batch) for batch, tokens in self.grid.steps]
+
+    def _copy(self) -> SpeedRow:
         size = _COPY_BYTES[self.device.partition(":")[0]]
-        if known("copy", f"reference {size}", 0, 0, 1):
-            return
         source, target = (torch.ones(size, dtype=torch.uint8, device=self.device) for _ in "st")
-        yield self._row("copy", "", (0, 0, 1), size, timed(lambda: target.copy_(source), self.clock, self.patience))
+        return self._row("copy", "", (0, 0, 1), size, timed(lambda: target.copy_(source), self.clock, self.patience))
 
-    def _codecs(self, known: Known, tokens: int) -> Iterator[SpeedRow]:
-        wanted = [setting for setting in self.settings if self._codec_is_wanted(known, setting, tokens)]
+    def _codecs(self, tokens: int, wanted: Sequence[Setting]) -> Iterator[SpeedRow]:
         if not wanted:
             return
         subject = self.subject
@@ -157,20 +180,28 @@ class SpeedRun:
         return before.seconds / scale * growth > calls * self.patience.seconds
 
     def _model(self, known: Known) -> Iterator[SpeedRow]:
-        subject = self.subject
-        wanted = [("prefill", place) for place in self.grid.prefills] + [("step", place) for place in self.grid.steps]
-        head = timed(subject.model.head(), self.clock, self.patience).median_s if subject.model_scale > 1 else 0.0
-        for what, place in wanted:
-            new, cached, batch = (*place, 1) if what == "prefill" else (place[1], 0, place[0])
-            if known(what, "", new, cached, batch) or not self._model_is_wanted(known, what, new, cached, batch):
-                continue
+        yield from self._models(  # asked one by one, since what is wanted depends on the rows before
+            place for place in self._places if not known(*_model_key(*place)) and self._model_is_wanted(known, *place)
+        )
+
+    def _models(self, wanted: Iterable[tuple[str, int, int, int]]) -> Iterator[SpeedRow]:
+        subject, head = self.subject, None
+        for what, new, cached, batch in wanted:
             try:
+                if head is None:
+                    head = self._head_s()
                 call = subject.model.prefill(new, cached) if what == "prefill" else subject.model.step(batch, new)
                 took = timed(call, self.clock, self.patience)
             except torch.OutOfMemoryError:
                 _LOG.warning("%s of %d tokens x %d: not enough memory on %s", what, new + cached, batch, self.device)
                 continue
             yield self._row(what, "", (new, cached, batch), 0, took, subject.model_scale, head_s=head)
+
+    def _head_s(self) -> float:
+        """Seconds of the head alone; nothing when all layers are timed, as nothing is multiplied then."""
+        if self.subject.model_scale <= 1:
+            return 0.0
+        return timed(self.subject.model.head(), self.clock, self.patience).median_s
 
     def _model_is_wanted(self, known: Known, what: str, new: int, cached: int, batch: int) -> bool:
         shape = self.subject.model.shape
@@ -200,6 +231,10 @@ class SpeedRun:
         """A row, scaled to all layers."""
         median, p95 = (head_s + max(0.0, s - head_s) * scale for s in (took.median_s, took.p95_s))
         return SpeedRow(what, variant, *place, size, median, p95, took.repeats, implementation)
+
+
+def _model_key(what: str, new: int, cached: int, batch: int) -> Key:
+    return what, "", new, cached, batch
 
 
 def implementation_of(compressor: Compressor) -> str:

@@ -19,6 +19,7 @@ from simkv.profiler.plan import Parameters, built, default_names, further_knobs,
 from simkv.profiler.provenance import facts_of_machine
 from simkv.profiler.quality import Setting
 from simkv.profiler.random_caches import CacheShape, random_cache
+from simkv.profiler.retiming import time_again
 from simkv.profiler.rows import RowFile, SpeedRow
 from simkv.profiler.speed import Grid, SpeedRun
 from simkv.profiler.speed_profile import profile_of_speeds
@@ -103,8 +104,10 @@ def measure_speed(
         return rows.finished(out)
     try:
         _measure(run, rows, progress)
+        again = _time_again(run, rows, progress)
         facts = _facts(plan, subject, identity, compressors, machine, list(rows.rows.values()), lengths)
-        profile = _profile(out.name, run, list(rows.rows.values()), facts)
+        variants = [setting.variant for setting in settings]
+        profile = profile_of_speeds(out.name, subject, variants, _kept(run, rows), {**facts, **again})
         save_profile(profile, out)
     finally:
         rows.close()
@@ -120,20 +123,26 @@ def _measure(run: SpeedRun, rows: RowFile[SpeedRow], progress: Callable[[int, in
         tell(len(rows.rows), max(run.points, len(rows.rows)))
 
 
-def _profile(name: str, run: SpeedRun, rows: list[SpeedRow], facts: Mapping[str, Any]) -> Profile:
-    """From the rows of this plan; those of an earlier one with other lengths are left out."""
+def _time_again(run: SpeedRun, rows: RowFile[SpeedRow], progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+    """What is implausible is not finished, and is so counted."""
+    tell = progress or (lambda done, of: None)
+    of = max(run.points, len(rows.rows))
+    return time_again(run, rows, lambda: _kept(run, rows), lambda left: tell(len(rows.rows) - left, of))
+
+
+def _kept(run: SpeedRun, rows: RowFile[SpeedRow]) -> list[SpeedRow]:
+    """The rows of this plan; those of an earlier one with other lengths are left out."""
     lengths, places = set(run.grid.lengths), {(new, cached, 1) for new, cached in run.grid.prefills}
     steps = {(tokens, 0, batch) for batch, tokens in run.grid.steps}
     names = {str(setting.variant) for setting in run.settings}
-    kept = [
+    return [
         row
-        for row in rows
+        for row in rows.rows.values()
         if row.what in ("copy", "h2d", "d2h")
         or (row.what == "prefill" and (row.tokens, row.cached, row.batch) in places)
         or (row.what == "step" and (row.tokens, row.cached, row.batch) in steps)
         or (row.variant in names and row.tokens in lengths)
     ]
-    return profile_of_speeds(name, run.subject, [setting.variant for setting in run.settings], kept, facts)
 
 
 def _lengths(plan: SpeedPlan) -> list[int]:
