@@ -30,7 +30,7 @@ class Gpu:
         batch: heap of (step after which the last token is there, request, tokens in its cache then).
         steps: decode steps so far; ``cached``: tokens in the caches of the batch after them.
         job: being prefilled (``begun``), or about to be at the end of the present step; ``place``: tokens of its prompt
-            that are done, ``left``: chunks that are not.
+            that are done, ``left``: chunks that are not; ``spent_ns``: own work of the pieces that are done.
         since_ns: start of the stretch; ``planned``: its decode steps; ``running``: whether there is one.
         held: a policy has it.
     """
@@ -48,6 +48,7 @@ class Gpu:
         "planned",
         "running",
         "since_ns",
+        "spent_ns",
         "steps",
     )
 
@@ -56,7 +57,7 @@ class Gpu:
         self.batch: list[tuple[int, int, int]] = []
         self.steps = self.cached = 0
         self.job: Job | None = None
-        self.place = self.left = 0
+        self.place = self.left = self.spent_ns = 0
         self.since_ns = self.planned = self.generation = 0
         self.begun = self.running = self.held = False
 
@@ -126,7 +127,7 @@ class BatchingServers:
     def _take(self, gpu: Gpu, job: Job) -> None:
         gpu.job = job
         gpu.begun = False
-        gpu.place = job.cached
+        gpu.place, gpu.spent_ns = job.cached, 0
         chunk = self.decode.chunk_tokens
         gpu.left = 1 if chunk is None else max(1, -(-(job.total - job.cached) // chunk))
 
@@ -180,18 +181,21 @@ class BatchingServers:
             gpu.cached -= tokens
             self._last_token(request, now)
         if gpu.begun and gpu.job is not None:
-            self._advance(gpu, gpu.job, steps or gpu.left, now)
+            self._advance(gpu, gpu.job, steps, now)
         self._begin(gpu, now)
 
-    def _advance(self, gpu: Gpu, job: Job, chunks: int, now: int) -> None:
-        """So many chunks are done; after the last one comes the first token, and the request joins the batch."""
-        gpu.left -= chunks
+    def _advance(self, gpu: Gpu, job: Job, steps: int, now: int) -> None:
+        """A chunk per step is done, or without steps all that was left; then come the first token and the batch."""
+        pieces = self._chunks_ns(gpu, job, steps) if steps else [self._prefill_ns(gpu.place, job.total)]
+        gpu.spent_ns += sum(pieces)
+        gpu.left -= steps or gpu.left
         if gpu.left:
-            gpu.place += chunks * (self.decode.chunk_tokens or 0)
+            gpu.place += steps * (self.decode.chunk_tokens or 0)
             return
         gpu.job = None
-        wait = now - job.first_ns - job.work_ns
-        At(self.env, now, FIRST_TOKEN, job.request, 0, lambda end: job.done(wait, end))
+        spent = job.lead_ns + gpu.spent_ns
+        wait = now - job.first_ns - spent
+        At(self.env, now, FIRST_TOKEN, job.request, 0, lambda end: job.done(wait, spent, end))
         if job.output > 1:
             heapq.heappush(gpu.batch, (gpu.steps + job.output - 1, job.request, job.total + job.output - 1))
             gpu.cached += job.total
@@ -199,9 +203,14 @@ class BatchingServers:
     # ------------------------------------------------------------------ durations
 
     def _rest_ns(self, gpu: Gpu, job: Job) -> int:
-        """What is left of a prefill that has the GPU to itself."""
-        lead = 0 if gpu.begun else job.lead_ns
-        return lead + self._prefill_ns(job.cached, job.total) - self._prefill_ns(job.cached, gpu.place)
+        """What is left of a prefill that has the GPU to itself: one piece, whatever was done in chunks before."""
+        return (0 if gpu.begun else job.lead_ns) + self._prefill_ns(gpu.place, job.total)
+
+    def _chunks_ns(self, gpu: Gpu, job: Job, steps: int) -> list[int]:
+        """The next so many chunks, each at what prefilling it alone takes."""
+        chunk = self.decode.chunk_tokens or 0
+        begins = range(gpu.place, gpu.place + steps * chunk, chunk)
+        return [self._prefill_ns(begin, min(job.total, begin + chunk)) for begin in begins]
 
     def _steps_ns(self, gpu: Gpu, steps: int) -> int:
         return -(-self.decode.steps.elapsed_ps(len(gpu.batch), gpu.cached, steps) // PS_PER_NS)
@@ -211,12 +220,8 @@ class BatchingServers:
         job = gpu.job
         if job is None:
             return self._steps_ns(gpu, steps)
-        chunk, shared = self.decode.chunk_tokens or 0, self.decode.steps.shared_ps
+        shared = self.decode.steps.shared_ps
         extra = 0 if gpu.begun else job.lead_ns * PS_PER_NS
-        before = self._prefill_ns(job.cached, gpu.place)
-        for step in range(1, steps + 1):
-            after = self._prefill_ns(job.cached, min(job.total, gpu.place + step * chunk))
-            extra += max(0, (after - before) * PS_PER_NS - shared)
-            before = after
+        extra += sum(max(0, took * PS_PER_NS - shared) for took in self._chunks_ns(gpu, job, steps))
         plain = self.decode.steps.elapsed_ps(len(gpu.batch), gpu.cached, steps)
         return -(-(plain + extra) // PS_PER_NS)

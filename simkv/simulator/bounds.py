@@ -40,8 +40,9 @@ bytes on their way, moves, and that a block is of use only if all before it are 
   least every weighted mean of the lanes, with weights per request that are minimised over like prices.  (A plain
   sum over tiers would not be valid, for they load at the same time.)
 * *Layerwise overlap* of L layers: TTFT is at least work + load / L and load + work / L: two lanes for each one.
-* *Decoding* only adds to queues: a batch makes no request's own work shorter, and entries are still stored at the first
-  token.  The bound is on TTFT and quality; of time per token, end-to-end time and goodput it says nothing.
+* *Decoding* only adds to queues and work: a batch makes no request's own work shorter, chunks of a prompt take no less
+  than the whole, and entries are still stored at the first token.  The bound is on TTFT and quality; of time per token,
+  end-to-end time and goodput it says nothing.
 * *Quality* is what the engine scores: the context's own row, by the share of the prompt.  A placement never scores
   better than its variant's row; ``pristine`` copies serve no reads in this engine, and their tier holds no entries.
 * A tier that is too small for an entry is no option for it; an unlimited tier has price 0.

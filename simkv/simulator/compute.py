@@ -23,12 +23,13 @@ class Job:
     Attributes:
         request: its number.
         first_ns: when it may start.
-        work_ns: decompression (and loading by the GPU) + prefill.
+        work_ns: decompression (and loading by the GPU) + prefill in one piece.
         tail_ns: the share of the work that cannot begin before everything is loaded; all of it without overlap.
         lead_ns: the part of the work that is not prefill; it comes first.
         cached, total: tokens ``cached`` to ``total`` of the prompt are prefilled.
         output: tokens to generate, the first one included.
-        done: called at the first token with (time waited for the GPU, now).
+        done: called at the first token with (time waited for the GPU, work that was done, now); in pieces, the work
+            may be more than ``work_ns``.
     """
 
     request: int
@@ -39,7 +40,7 @@ class Job:
     cached: int
     total: int
     output: int
-    done: Callable[[int, int], None]
+    done: Callable[[int, int, int], None]
 
 
 class Compute(Protocol):
@@ -73,7 +74,7 @@ class ComputeServers:
         """See Compute; the end is known at once."""
         start, finish = self.start(job.first_ns, job.work_ns, now, job.tail_ns)
         queue = start - job.first_ns
-        At(self.env, finish, FIRST_TOKEN, job.request, 0, lambda end: job.done(queue, end))
+        At(self.env, finish, FIRST_TOKEN, job.request, 0, lambda end: job.done(queue, job.work_ns, end))
 
     def hold(self, now: int, work: int) -> int:
         """See Compute."""

@@ -292,8 +292,8 @@ class Engine:
         layers = self._layers
         first = request.begin_ns - (request.begin_ns - now) // layers if request.loaded else now
 
-        def done(queue: int, end: int) -> None:
-            self._first_token(request, end - request.arrival_ns - queue - work, queue, work, end)
+        def done(queue: int, spent: int, end: int) -> None:
+            self._first_token(request, end - request.arrival_ns - queue - spent, queue, spent, end)
 
         tail = -(-work // layers)
         job = Job(ident, first, work, tail, request.decode_ns, request.hit_tokens, total, self._outputs[ident], done)

@@ -7,8 +7,6 @@ ns, so that rounding cannot hide a difference.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-PREFILL_NS = 10_000  # per token, as in ``helpers.make_profile``
-
 
 @dataclass
 class Sent:
@@ -22,6 +20,7 @@ class Sent:
     last: int = -1
     done: int = 0  # prompt tokens
     made: int = 0  # output tokens
+    work: int = 0  # own work so far, ns
 
 
 @dataclass
@@ -36,16 +35,29 @@ class Card:
 
 @dataclass(frozen=True)
 class Rules:
-    """Limits and durations; ``step_ns`` takes sequences and cached tokens, ``chunk`` None prefills whole prompts."""
+    """Limits and durations; ``step_ns`` takes sequences and cached tokens, ``chunk`` None prefills whole prompts.
+
+    A piece of a prompt from one position to another, run as one prefill, takes ``fixed_ns`` and the tokens' own time,
+    ``token_ns`` each and ``square_ns`` by the square of the position, but no less than ``floor_ns``.
+    """
 
     max_batch: int
     chunk: int | None
     step_ns: Callable[[int, int], int]
     shared_ns: int
+    token_ns: int = 10_000
+    square_ns: int = 0
+    fixed_ns: int = 0
+    floor_ns: int = 0
+
+    def piece_ns(self, begin: int, end: int) -> int:
+        """A prefill of at least one token."""
+        up_to_end, up_to_begin = (self.token_ns * x + self.square_ns * x * x for x in (end, begin))
+        return max(self.floor_ns, self.fixed_ns + up_to_end - up_to_begin)
 
 
 def replay(requests: Sequence[tuple[int, int, int]], gpus: int, rules: Rules) -> list[Sent]:
-    """First and last token of each (arrival ns, prompt tokens of at least 1, output tokens), in an open loop.
+    """What becomes of each (arrival ns, prompt tokens of at least 1, output tokens), in an open loop.
 
     At one instant: what ends on each GPU, in order, which may then take the head of the line; who arrives, in order;
     what begins.
@@ -80,13 +92,13 @@ def _able(card: Card, rules: Rules) -> bool:
 
 
 def _begin(card: Card, now: int, rules: Rules) -> None:
-    """One whole prefill, or one step with or without a chunk."""
+    """One prefill of all that is left, or one step with or without a chunk."""
     prompt, batch = card.prompt, list(card.batch)
     amount = 0 if prompt is None else prompt.prompt - prompt.done
-    if rules.chunk is not None:
+    if rules.chunk is not None and batch:
         amount = min(amount, rules.chunk)
     alone = prompt is not None and (rules.chunk is None or not batch)
-    took = amount * PREFILL_NS
+    own = took = 0 if prompt is None else rules.piece_ns(prompt.done, prompt.done + amount)
     if not alone:
         step = rules.step_ns(len(batch), sum(request.prompt + request.made - 1 for request in batch))
         took = step if prompt is None else max(took, rules.shared_ns) + step - rules.shared_ns
@@ -99,6 +111,7 @@ def _begin(card: Card, now: int, rules: Rules) -> None:
                 card.batch.remove(request)
         if prompt is not None:
             prompt.done += amount
+            prompt.work += own
             if prompt.done == prompt.prompt:
                 card.prompt = None
                 prompt.first, prompt.made = at, 1

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simkv.profiles import PrefillFit
 from simkv.simulator.batching import BatchingServers
 from simkv.simulator.engine import Engine
 from simkv.simulator.settings import DecodeSettings
 from simkv.simulator.step_times import given_steps
 from simkv.traces.trace import Trace
 from tests.simulator.decode_reference import Rules, replay
-from tests.simulator.helpers import MS, US, Scripted, make_engine, make_trace, rows, times
+from tests.simulator.helpers import MS, US, Scripted, make_engine, make_profile, make_trace, rows, times
 from tests.simulator.test_queueing import kiefer_wolfowitz, poisson
 
 NS = 1000  # ps
@@ -109,6 +110,47 @@ def test_a_sequence_may_end_in_the_middle_of_a_chunked_prefill() -> None:
     assert [(10 * US, 550 * US), (1150 * US, 1150 * US)] == tokens_at(engine)
 
 
+@pytest.mark.parametrize(
+    ("fit", "chunks_us", "work_us"),
+    [(PrefillFit(200e-6, 10e-6), (600, 600, 400), 1600), (PrefillFit(0.0, 10e-6, 0.0, 350e-6), (400, 400, 350), 1150)],
+    ids=["fixed", "floor"],
+)
+def test_each_chunk_takes_what_prefilling_it_alone_takes(
+    fit: PrefillFit, chunks_us: tuple[int, ...], work_us: int
+) -> None:
+    """100 tokens in chunks of 40, 40 and 20: a fixed part of 0.2 ms, or a floor of 0.35 ms, counts in each of them.
+
+    A (1 token: 210 or 350 us) decodes from its first token on, in steps of 0.1 ms and 20 us for each of one sequence;
+    B comes 40 us into the first of them.  Each step with a chunk takes the chunk and 20 us; B waits 80 us for the end
+    of that step and 3 x 20 us beside its chunks, and its work is what the chunks take.
+    """
+    begin = 210 if fit.base_s else 350
+    trace = generating([1, 100], [6, 1], [0, begin + 40])
+    engine = generate(trace, decoding(chunk=40, sequence_us=20), profile=make_profile(prefill=fit))
+    first = (begin + 120 + sum(chunks_us) + 60) * US
+    assert [(begin * US, first + 120 * US), (first, first)] == tokens_at(engine)
+    assert (0, 140 * US, work_us * US) == times(engine)[1]
+
+
+@pytest.mark.parametrize(
+    ("fit", "piece_us", "rest_us"),
+    [(PrefillFit(200e-6, 10e-6), 600, 800), (PrefillFit(0.0, 10e-6, 0.0, 700e-6), 700, 700)],
+    ids=["fixed", "floor"],
+)
+def test_what_is_left_without_sequences_is_one_piece(fit: PrefillFit, piece_us: int, rest_us: int) -> None:
+    """A's last token comes with B's first chunk of 40: the other 60 tokens are one prefill, with its own fixed part.
+
+    Alone, 100 tokens would take 1.2 ms, or 1 ms; in the two pieces they take 0.6 + 0.8, or 0.7 + 0.7 ms.
+    """
+    begin = 210 if fit.base_s else 700
+    trace = generating([1, 100], [3, 1], [0, begin + 40])
+    engine = generate(trace, decoding(chunk=40), profile=make_profile(prefill=fit))
+    assert [begin + 100 + piece_us, begin + 100 + piece_us + rest_us] == [last // US for _, last in tokens_at(engine)]
+    assert (0, 60 * US, (piece_us + rest_us) * US) == times(engine)[1]
+    whole = generate(generating([1, 100], [1, 1], [0, begin]), decoding(chunk=40), profile=make_profile(prefill=fit))
+    assert (0, 0, 1200 * US if fit.base_s else MS) == times(whole)[1]
+
+
 def test_decompression_comes_first() -> None:
     """A hit in kivi:4 (20 us to decode, no prefill) shares one step: its 20 us are added to the step's 0.1 ms."""
     trace = make_trace([[0], [], [0]], inputs=[100, 1, 100], outputs=[1, 50, 1], at_us=[0, 10_000, 10_035])
@@ -158,18 +200,34 @@ def random_load(seed: int, count: int = 150) -> tuple[list[tuple[int, int, int]]
     return list(zip(arrivals.tolist(), prompts.tolist(), outputs.tolist(), strict=True)), chosen
 
 
+PREFILLS: list[dict[str, int]] = [
+    {},
+    {"fixed_ns": 70 * US},
+    {"floor_ns": 250 * US, "square_ns": 13},
+    {"fixed_ns": 30 * US, "token_ns": 1700, "square_ns": 90, "floor_ns": 45 * US},
+]
+
+
 @pytest.mark.parametrize("chunk", [None, 7, 30, 1000])
 @pytest.mark.parametrize("seed", range(8))
 def test_equals_the_model_of_single_tokens(seed: int, chunk: int | None) -> None:
-    """First and last token of every request are those of a model that advances token by token, to the nanosecond."""
+    """First and last token and work of each request are those of a model that goes token by token, to the nanosecond.
+
+    Prefill has a fixed part, a floor or a part that grows with the position, or none of them.
+    """
     requests, limits = random_load(seed)
     step_ns: Callable[[int, int], int] = lambda batch, cached: 40 * US + batch * 3 * US + cached * 11  # noqa: E731
-    expected = replay(requests, limits["gpus"], Rules(limits["max_batch"], chunk, step_ns, 40 * US))
+    rules = Rules(limits["max_batch"], chunk, step_ns, 40 * US, **PREFILLS[seed % len(PREFILLS)])
+    expected = replay(requests, limits["gpus"], rules)
+    seconds = (part / 1e9 for part in (rules.fixed_ns, rules.token_ns, rules.square_ns, rules.floor_ns))
+    profile = make_profile(prefill=PrefillFit(*seconds))
     steps = given_steps(limits["max_batch"], 40 * US * NS, 3 * US * NS, 11 * NS)
     arrivals, prompts, outputs = (list(column) for column in zip(*requests, strict=True))
     trace = generating(prompts, outputs, [at // US for at in arrivals])
-    engine = generate(trace, DecodeSettings(limits["max_batch"], chunk, steps), gpus=limits["gpus"])
+    decode = DecodeSettings(limits["max_batch"], chunk, steps)
+    engine = generate(trace, decode, gpus=limits["gpus"], profile=profile)
     assert [(one.first, max(one.first, one.last)) for one in expected] == tokens_at(engine)
+    assert [(0, one.first - one.arrival - one.work, one.work) for one in expected] == times(engine)
     assert max(row.queue for row in rows(engine)) > 0
 
 

@@ -110,7 +110,7 @@ def test_same_inputs_same_bytes(chats: Trace, mode: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("arrivals", "mode"), [("open", MODES[0]), ("closed", MODES[1])])
 def test_the_bound_on_ttft_holds(chats: Trace, arrivals: str, mode: dict[str, Any]) -> None:
-    """No policy's mean TTFT is below the bound at its quality: decoding only adds to queues."""
+    """No policy's mean TTFT is below the bound at its quality: decoding only adds to queues and work."""
     engine = {"arrivals": arrivals, "reuse": "always", **({"concurrency": 4} if arrivals == "closed" else {})}
     capacities = {"dram": 12 * 512_000, "ssd": 60 * 512_000}
     summary = served(chats, **{**mode, **engine}).summary
@@ -238,7 +238,7 @@ def test_what_cannot_be_combined(engine: dict[str, Any], part: str) -> None:
 
 
 def test_chunks_need_rising_prefill_times() -> None:
-    """Where a longer prompt takes less time, a chunk of it would take less than none."""
+    """Where a longer prompt takes less time, chunks of it would take nothing."""
     falling = make_profile(prefill=PrefillFit(0.0, 10e-6, -1e-7))
     with pytest.raises(ConfigError, match="'chunked' needs a prefill time that rises"):
         simulate(make_trace([[0]]), falling, "lru", decode="chunked", step_base="1 ms")
