@@ -18,6 +18,7 @@ from simkv.profiles import Profile, TierSpec, compose, load_profile
 from simkv.simulator.costs import UNLIMITED, CostTables, build_costs
 from simkv.simulator.engine import Engine
 from simkv.simulator.invariants import check_engine
+from simkv.simulator.measured_range import beyond_measured, extrapolation_warning
 from simkv.simulator.metrics import Result, moves_frame, occupancy_frame, requests_frame
 from simkv.simulator.options import decode_settings, engine_settings
 from simkv.simulator.policies import Policy, make_policy
@@ -275,9 +276,11 @@ def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -
         "engine": "simpy",
         "unit": trace.meta.get("unit", "block"),
     }
-    if isinstance(warning := profile.provenance.get("warning"), str):
-        summary["warnings"] = [*summary["warnings"], warning]
-    return Result(requests, moves_frame(engine), occupancy_frame(engine), _meta(engine, profile, seed), summary)
+    beyond = beyond_measured(trace, profile, engine.decode.steps if engine.decode else None)
+    told = (profile.provenance.get("warning"), extrapolation_warning(profile.name, beyond))
+    summary["warnings"] = [*summary["warnings"], *(warning for warning in told if isinstance(warning, str))]
+    meta = _meta(engine, profile, seed) | ({"measured_to": beyond} if beyond else {})
+    return Result(requests, moves_frame(engine), occupancy_frame(engine), meta, summary)
 
 
 def _meta(engine: Engine, profile: Profile, seed: int) -> dict[str, Any]:

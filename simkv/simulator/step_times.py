@@ -34,11 +34,13 @@ class StepTimes:
         shared_ps: the part of a step that a chunk of prefill beside it need not pay again (weights are read once);
             no step is shorter.
         source: "measured" or "given".
+        longest: tokens in a sequence's cache up to which every batch was measured; None for given times.
     """
 
     lines: tuple[tuple[Piece, ...], ...]
     shared_ps: int
     source: str
+    longest: int | None = None
 
     def elapsed_ps(self, batch: int, cached: int, steps: int) -> int:
         """Time of so many steps in a row.
@@ -100,9 +102,11 @@ def measured_steps(profile: Profile, max_batch: int | None) -> StepTimes:
             f"engine.max_batch: {max_batch}; profile {profile.name} has measured decode steps of at most {largest} "
             f"sequences; measure larger batches, or give engine.step_base"
         )
-    lines = [_line(measured, batch) for batch in range(1, (max_batch or largest) + 1)]
+    most = max_batch or largest
+    lines = [_line(measured, batch) for batch in range(1, most + 1)]
     shared = min(piece[2] for line in lines for piece in line)
-    return StepTimes(((), *lines), shared, "measured")
+    used = [times for batch, times in measured.items() if batch <= min(b for b in measured if b >= most)]
+    return StepTimes(((), *lines), shared, "measured", min(max(times) for times in used))
 
 
 def _line(measured: dict[int, dict[int, float]], batch: int) -> tuple[Piece, ...]:
