@@ -8,7 +8,9 @@ silently with 141.
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
@@ -18,7 +20,7 @@ from typer.core import TyperCommand
 
 from simkv.errors import ConfigError, SimkvError
 
-__all__ = ["Changes", "Debug", "JsonText", "Verb", "Verbose", "changes", "say"]
+__all__ = ["Changes", "Debug", "JsonText", "Verb", "Verbose", "changes", "say", "terminated_as_interrupted"]
 
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Tell more on stderr: notes of the trace, what is skipped or reused.")
@@ -49,6 +51,19 @@ def changes(texts: Iterable[str] | None) -> dict[str, str]:
             raise ConfigError(f"--set {text!r}: write it as KEY=VALUE")
         pairs[key.strip()] = value.strip()
     return pairs
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that what is on the disk is removed; only the main thread can have that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Verb(TyperCommand):

@@ -54,6 +54,8 @@ def _scaled(value: str | int | float, units: dict[str, int], what: str, example:
         raise ConfigError(f"{value!r} is not {what}; write it like {example!r}")
     if isinstance(value, str):
         number, unit = _split(value, what, example)
+        if not unit:
+            raise ConfigError(f"{value!r} has no unit; write it like {example!r}")
         if unit not in units:
             raise ConfigError(f"unit {unit!r} in {value!r} is not one of {', '.join(units)}")
         scaled = number * units[unit]

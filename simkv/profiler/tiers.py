@@ -24,6 +24,7 @@ from simkv.experiment_files import remove_stale_in, temporary_folder
 from simkv.profile_tiers import MeasuredTiers, load_tiers, save_tiers
 from simkv.profile_types import TierSpec
 from simkv.profiler.direct_io import BLOCK, scratch_file
+from simkv.profiler.file_systems import file_system, in_memory
 from simkv.profiler.fio import compare_with_fio
 from simkv.profiler.provenance import device_name, facts_of_machine
 from simkv.profiler.timing import timing_of
@@ -44,8 +45,6 @@ _QUICK_SECONDS = 0.1
 _MOST_OF_FREE = 0.5
 _LEAST_BLOCKS = 16
 _FOLDER = "simkv-tiers"
-_PAGE_CACHE = ("tmpfs", "ramfs")
-_QUEUE = ("rotational", "write_cache", "scheduler", "nr_requests", "logical_block_size")
 
 Clock = Callable[[], float]
 Point = dict[str, Any]
@@ -114,7 +113,7 @@ def measure_tiers(
         points.append(point)
         tell(len(points), total)
     if plan.disk is not None:
-        facts |= {"file_bytes": plan.size, "file_system": _file_system(plan.disk)}
+        facts |= {"file_bytes": plan.size, "file_system": file_system(plan.disk)}
         with _own_folder(plan.disk, plan.size) as folder:
             for point in _disk(plan, folder, clock):
                 points.append(point)
@@ -174,7 +173,7 @@ def _copying(pair: tuple[Any, Any], until: float, clock: Clock) -> list[float]:
 
 def _disk(plan: TierPlan, folder: Path, clock: Clock) -> Iterator[Point]:
     with scratch_file(folder, plan.size) as file:
-        cached = _file_system(folder)["type"] in _PAGE_CACHE
+        cached = in_memory(folder)
         if not file.direct or cached:
             why = "is in memory" if cached else "refuses direct transfers (O_DIRECT)"
             _LOG.warning("%s: its file system %s; what is measured is the page cache, not a disk", plan.disk, why)
@@ -244,31 +243,3 @@ def _own_folder(disk: Path, size: int) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # another measurement may be under way in it
             home.rmdir()
-
-
-def _file_system(folder: Path) -> dict[str, str]:
-    """Type of the mount that a folder is on, "unknown" where the system does not tell, and facts of its device.
-
-    No names of devices, which may be those of a server or of a group of disks.
-    """
-    try:
-        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {"type": "unknown"}
-    whole = folder.resolve()
-    mounts = [line.split()[:3] for line in lines if len(line.split()) >= 3]
-    on = [mount for mount in mounts if whole.is_relative_to(mount[1])]
-    _, _, kind = max(on, key=lambda mount: len(mount[1]), default=["", "", "unknown"])
-    number = folder.stat().st_dev
-    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-    queues = (device / "queue", device / ".." / "queue")  # a partition has none, the disk that it is on has
-    return {"type": kind} | next(filter(None, map(_queue, queues)), {})
-
-
-def _queue(folder: Path) -> dict[str, str]:
-    """What the kernel says of a block device."""
-    found = {}
-    for name in _QUEUE:
-        with contextlib.suppress(OSError):
-            found[name] = (folder / name).read_text(encoding="utf-8", errors="replace").strip()[:64]
-    return found

@@ -3,7 +3,8 @@
 What it is: what a request of the trace stands for: which context, which question, and what the uncompressed cache says
 to it.  A prompt is a context, which may be stored, and a question, which is always new.  What it is not: serving them.
 
-The questions that are asked are those of each context's first half, which its profile's quality does not rest on.
+The questions that are asked, on the clock or afterwards of what was loaded, are those of each context's first half,
+which its profile's quality does not rest on.
 """
 
 from collections.abc import Sequence
@@ -117,9 +118,8 @@ class Bench:
         question = self.asked(number)[int(requests.question[request])]
         return self.contexts[number].tokens.tolist(), list(question.query)
 
-    def score(self, model: CachedModel, requests: Requests, request: int, output: list[int]) -> float:
-        """Quality of an answer against the one from the uncompressed cache."""
-        number, which = int(requests.context[request]), int(requests.question[request])
+    def score(self, model: CachedModel, number: int, which: int, output: list[int]) -> float:
+        """Quality of an answer to a context's question against the one from the uncompressed cache."""
         if (number, which) not in self._raw:
             self._answer(model, number)
         workload, question = self.workloads[self.places[number][0]], self.asked(number)[which]

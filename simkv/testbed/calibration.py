@@ -43,6 +43,7 @@ Progress = Callable[[int, int], None]
 _Places = dict[Any, list[float]]
 
 _MORE = 8
+_ASIDE = 64  # tokens between a single length in use and the one that is timed beside it
 _SLOWEST_BYTES_PER_S = 1e-15
 
 
@@ -79,7 +80,17 @@ class _Seconds:
 
 def calibration_bytes(bench: Bench, server: Server) -> int:
     """Most bytes that the calibration stores on one tier."""
-    return sum(bench.lengths) * server.model.kv_bytes_per_token * len(server.settings)
+    return sum(_timed_lengths(bench, server)) * server.model.kv_bytes_per_token * len(server.settings)
+
+
+def _timed_lengths(bench: Bench, server: Server) -> list[int]:
+    """Lengths in use; where they are all alike another one beside it, since lines need two points."""
+    lengths = bench.lengths
+    if len(lengths) > 1:
+        return lengths
+    room = server.model.window_tokens - lengths[0] - _ASIDE
+    beside = lengths[0] + (_ASIDE if room > _ASIDE else -_ASIDE // 2)
+    return sorted([*lengths, beside])
 
 
 def measured_quality(plan: Plan, bench: Bench, server: Server, progress: Progress) -> tuple[Profile, Sizes]:
@@ -161,7 +172,7 @@ def _timed_rounds(
     progress: Progress,
 ) -> _Seconds:
     tasks = itertools.cycle(bench.tasks)
-    contexts = [calibration_contexts(next(tasks), 1, tokens, plan.seed)[0] for tokens in bench.lengths]
+    contexts = [calibration_contexts(next(tasks), 1, tokens, plan.seed)[0] for tokens in _timed_lengths(bench, server)]
     seconds = _Seconds()
     rng = np.random.default_rng([plan.seed, 0xCA11])
     cells = _stored(contexts, server, tiers, clock, seconds)

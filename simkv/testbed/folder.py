@@ -7,6 +7,7 @@ marker, or with a file in it that we did not write, is never touched.  What it i
 
 import contextlib
 import fcntl
+import fnmatch
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -61,28 +62,30 @@ def report_folder(out: Path, names: tuple[str, ...], last: str) -> Iterator[Path
 
     Args:
         out: made if it is not there; may hold an older report, which is replaced at the end.
-        names: files and folders that a report consists of.
+        names: files and folders that a report may consist of, "*" for any text.
         last: the one of them that is there only when all others are.
 
     Raises:
         SimkvError: a folder that holds something else, or is in use.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _claimed(out, lambda name: name in (*names, _PART)):
+    with _claimed(out, lambda name: name == _PART or _is_one(name, names)):
         part = out / _PART
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
             yield part
             (out / last).unlink(missing_ok=True)
-            for name in sorted(names, key=lambda name: name == last):
-                target = out / name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                if (part / name).exists():
-                    os.replace(part / name, target)
+            for path in [path for path in out.iterdir() if _is_one(path.name, names)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in sorted(part.iterdir(), key=lambda path: path.name == last):
+                os.replace(path, out / path.name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_one(name: str, names: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in names)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from simkv.errors import SimkvError
 from simkv.profiler.direct_io import BLOCK, scratch_file
+from simkv.profiler.file_systems import in_memory
 from simkv.testbed.folder import PAYLOAD
 
 __all__ = ["DiskPayloads", "DramPayloads", "Payloads"]
@@ -70,17 +71,19 @@ class DiskPayloads:
 
     Attributes:
         sizes: bytes by key, without padding.
-        direct: whether the page cache is passed by; where the file system refuses that, a warning says so.
+        direct: whether a disk is read and written past the page cache; where not, a warning says why.
     """
 
     def __init__(self, folder: Path) -> None:
         self.sizes: dict[int, int] = {}
         self.folder = folder
         with scratch_file(folder, BLOCK) as probe:
-            self.direct = probe.direct
+            passes, memory = probe.direct, in_memory(folder)
+        self.direct = passes and not memory
         if not self.direct:
-            _LOG.warning("%s: its file system refuses direct transfers (O_DIRECT); the page cache is measured", folder)
-        self._flag = _DIRECT if self.direct else 0
+            why = "is in memory" if memory else "refuses direct transfers (O_DIRECT)"
+            _LOG.warning("%s: its file system %s; the page cache is measured, not a disk", folder, why)
+        self._flag = _DIRECT if passes else 0
         self._buffers = threading.local()
 
     def path(self, key: int) -> Path:

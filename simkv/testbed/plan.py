@@ -18,6 +18,7 @@ __all__ = ["Plan", "WorkloadPlan", "load_plan", "parse_plan"]
 
 _Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Positive = Annotated[float, Field(gt=0)]
+_Capacity = Annotated[Bytes, Field(gt=0)]
 
 
 class WorkloadPlan(Section):
@@ -32,7 +33,7 @@ class WorkloadPlan(Section):
     shortest: Annotated[int, Field(ge=64)] = 128
     longest: Count = 512
     step: Count = 64
-    questions: Annotated[int, Field(ge=2, le=1024)] = 16
+    questions: Annotated[int, Field(ge=2, le=1024)] = 64
     exponent: Annotated[float, Field(ge=0, le=10)] = 0.8
 
     @model_validator(mode="after")
@@ -64,9 +65,9 @@ class Plan(Section):
     model: Text = "small"
     device: Text = "cpu"
     variants: Annotated[tuple[Text, ...], Field(strict=False)] = ("kivi:8", "kivi:4", "kivi:2")
-    dram: Bytes = 4_000_000
-    disk: Bytes = 8_000_000
-    budget: Bytes = 1 << 30
+    dram: _Capacity = 4_000_000
+    disk: _Capacity = 8_000_000
+    budget: _Capacity = 1 << 30
     requests: Count = 300
     repeats: Count = 3
     loops: Annotated[tuple[Literal["closed", "open"], ...], Field(strict=False, min_length=1)] = ("closed", "open")

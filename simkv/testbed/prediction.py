@@ -21,7 +21,7 @@ from simkv.testbed.bench import Bench, Requests
 from simkv.testbed.calibration import Sizes
 from simkv.traces.trace import Trace
 
-__all__ = ["Decision", "Prediction", "exact_costs", "predict", "spaced"]
+__all__ = ["Decision", "Prediction", "check_policy", "exact_costs", "predict", "spaced"]
 
 _PAUSES = 10
 _NS_PER_S = 1_000_000_000
@@ -67,14 +67,19 @@ def spaced(trace: Trace, costs: CostTables) -> Trace:
     return trace.transformed("one request at a time", arrival_ns=np.arange(len(trace), dtype=np.int64) * pause)
 
 
+def check_policy(policy: Policy) -> None:
+    """Raises SimkvError for a policy that acts by the clock, which a replay does not follow."""
+    if policy.period_s > 0 or type(policy).idle_work_s is not Policy.idle_work_s:
+        raise SimkvError(f"policy {policy.name}: acts between requests, which validate does not replay")
+
+
 def predict(trace: Trace, costs: CostTables, policy: Policy) -> Prediction:
     """One run of the simulator's engine.
 
     Raises:
-        SimkvError: a policy that acts by the clock, which a replay does not follow.
+        SimkvError: see ``check_policy``.
     """
-    if policy.period_s > 0 or type(policy).idle_work_s is not Policy.idle_work_s:
-        raise SimkvError(f"policy {policy.name}: acts between requests, which validate does not replay")
+    check_policy(policy)
     engine = Engine(trace, costs, policy, EngineSettings(reuse="always"))
     engine.run()
     frame = requests_frame(engine)

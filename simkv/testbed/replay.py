@@ -31,7 +31,14 @@ __all__ = ["RealStore", "Timed", "Work", "closed_loop"]
 class Timed:
     """What one request really took, seconds, and what it was served from (None: computed).
 
-    Parts and their sum are by ``OwnClock``; ``wall_s`` is the whole by the clock on the wall.
+    Parts and their sum are by ``OwnClock`` in a closed loop and by the clock on the wall in an open one.
+
+    Attributes:
+        wall_s: the whole by the clock on the wall.
+        waited_s: how long the threads that served it could have run in that time but had no processor.
+        unwaited_s: the whole as it would have been without any request's such waits.
+        answer: tokens.
+        payload: that it loaded.
     """
 
     request: int
@@ -42,7 +49,10 @@ class Timed:
     prefill_s: float = 0.0
     ttft_s: float = 0.0
     wall_s: float = 0.0
+    waited_s: float = 0.0
+    unwaited_s: float = 0.0
     answer: list[int] = field(default_factory=list)
+    payload: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,11 @@ class RealStore:
         self.decisions: list[Decision] = []
         self.most_bytes = [0] * len(tiers)
         self._next_use = next_uses(trace, self.store.view.never) if policy.needs_future else None
+        self._loaded: dict[bytes, bytes] = {}
+
+    def kept(self, payload: bytes | None) -> bytes | None:
+        """The payload, held once however many requests loaded the same bytes."""
+        return None if payload is None else self._loaded.setdefault(payload, payload)
 
     def found(self, request: int) -> Entry | None:
         """The stored entry of a request's context, pinned."""
@@ -228,19 +243,22 @@ def _served(real: RealStore, request: int, clock: OwnClock) -> Timed:
     tiers = real.tiers
     context, query = real.bench.prompt(real.requests, request)
     more = real.longest(request)
-    began, sent = perf_counter(), clock.seconds()
+    began, waited, sent = perf_counter(), clock.waited_s(), clock.seconds()
     placement, read = real.source(request)
     try:
         variant = 0 if placement is None else placement.variant
         served = serve(real.server, clock, sent, read, variant, context, query, more)
     except PayloadError as error:
         raise real.damaged(request, placement, error) from error
-    wall_s = perf_counter() - began
+    wall_s, waited_s = perf_counter() - began, clock.waited_s() - waited
     ttft_s = served.load_s + served.decode_s + served.prefill_s
-    row = Timed(request, placement, served.load_s, 0.0, served.decode_s, served.prefill_s, ttft_s, wall_s)
+    row = Timed(
+        request, placement, served.load_s, 0.0, served.decode_s, served.prefill_s, ttft_s, wall_s, waited_s, ttft_s
+    )
     row.answer = real.answer(request, served.started, served.first)
     arrival_ns = int(real.trace.arrival_ns[request])
     works = real.step(arrival_ns + round(ttft_s * 1e9), request, arrival_ns, served.payload, served.started)
     real.carry_out(works, lambda placement, key: tiers[placement.tier].read(key))
     real.check()
+    row.payload = real.kept(served.payload)
     return row

@@ -9,7 +9,7 @@ import pytest
 from simkv.errors import SimkvError
 from simkv.simulator.policies import make_policy
 from simkv.testbed.bench import Requests
-from simkv.testbed.open_loop import open_loop
+from simkv.testbed.open_loop import Stay, leave_waits_out, open_loop
 from simkv.testbed.prediction import exact_costs
 from simkv.testbed.replay import RealStore, Timed
 from simkv.traces.trace import Trace
@@ -42,10 +42,26 @@ def test_all_requests_are_served_and_answered(rig: Rig) -> None:
     for row in rows:
         parts = row.load_s + row.queue_s + row.decode_s + row.prefill_s
         assert row.ttft_s == pytest.approx(parts, abs=1e-9)
-        assert 1.0 == rig.bench.score(rig.source.model, requests, row.request, row.answer)
+        number, which = int(requests.context[row.request]), int(requests.question[row.request])
+        assert 1.0 == rig.bench.score(rig.source.model, number, which, row.answer)
+        assert 0 <= row.waited_s
+        assert 0 < row.unwaited_s
     assert any(row.placement is not None for row in rows)
     assert all(most <= capacity for most, capacity in zip(real.most_bytes, real.costs.capacity, strict=True))
     assert 0 == sum(entry.pins for entry in real.store.residents if entry is not None)
+
+
+def test_waits_of_earlier_requests_are_left_out_too() -> None:
+    """By hand: the second request's queue is what is left of the first one without its waits.
+
+    The first is ready at 1 and served for 2, and the thread is free at 4; the second is sent and ready at 2, begins at
+    4 and is served at 7; the third arrives at an idle thread.
+    """
+    rows = [Timed(number) for number in range(3)]
+    leave_waits_out(
+        [Stay(rows[0], 0.0, 1.0, 2.0, 3.0), Stay(rows[1], 2.0, 2.0, 3.0, 3.0), Stay(rows[2], 9.0, 9.5, 1.0, 1.0)]
+    )
+    assert [3.0, 5.0, 1.5] == [row.unwaited_s for row in rows]
 
 
 def test_a_hit_waits_for_bytes_on_their_way(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,18 @@ def test_a_file_system_without_direct_transfers_is_told(
     assert "refuses direct transfers" in caplog.text
 
 
+def test_a_file_system_in_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where O_DIRECT passes but no disk is behind it, reads are not called direct, and a warning says so."""
+    monkeypatch.setattr(module, "in_memory", lambda folder: True)
+    disk = DiskPayloads(tmp_path)
+    disk.write(1, _noise(5000))
+    assert _noise(5000) == disk.read(1)
+    assert not disk.direct
+    assert "is in memory" in caplog.text
+
+
 def test_files_take_whole_blocks(tmp_path: Path) -> None:
     """A file is its payload, padded to 4,096 bytes, and goes when it is dropped."""
     disk = DiskPayloads(tmp_path)

@@ -3,15 +3,17 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simkv.errors import SimkvError
 from simkv.profiler.quality import halves
 from simkv.simulator.policies import make_policy
 from simkv.simulator.policies.base import Policy
+from simkv.testbed.asking import Examiner
 from simkv.testbed.prediction import Prediction, exact_costs, predict, spaced
 from simkv.testbed.replay import RealStore, Timed, closed_loop
-from simkv.testbed.report import Replay, replay_frame, replay_line
+from simkv.testbed.report import Replay, quality_half_width, replay_frame, replay_line
 from tests.testbed.conftest import Rig
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -102,8 +104,8 @@ def test_quality_is_of_the_very_contexts(rig: Rig) -> None:
 def test_answers_from_raw_caches_score_one(rig: Rig) -> None:
     """Without compression every answer is the uncompressed cache's."""
     real, _, rows = _replayed(rig, "lru")
-    model = rig.source.model
-    scores = [rig.bench.score(model, real.requests, row.request, row.answer) for row in rows]
+    asked = [(int(real.requests.context[row.request]), int(real.requests.question[row.request])) for row in rows]
+    scores = [rig.bench.score(rig.source.model, *asked[row.request], row.answer) for row in rows]
     assert [1.0] * len(rows) == scores
 
 
@@ -142,16 +144,46 @@ def test_policies_by_the_clock_are_refused(rig: Rig) -> None:
         predict(requests.trace, costs, make_policy("evicpress", {}))
 
 
+def test_questions_are_put_to_what_was_loaded(rig: Rig) -> None:
+    """Every answer from a payload that a request loaded is as good as the request's own, for the question it asked."""
+    real, _, rows = _replayed(rig, "adaptcache")
+    examiner = Examiner(rig.bench, rig.server)
+    hits = [row for row in rows if row.placement is not None]
+    assert all((row.payload is None) == (row.placement is None) for row in rows)
+    for row in hits:
+        assert row.placement is not None
+        assert row.payload is not None
+        number, which = int(real.requests.context[row.request]), int(real.requests.question[row.request])
+        scores = examiner.scores(number, row.placement.variant, row.payload)
+        assert len(rig.bench.asked(number)) == len(scores)
+        assert rig.bench.score(rig.source.model, number, which, row.answer) == scores[which]
+    assert any(row.placement and row.placement.variant for row in hits)
+
+
 def test_differences_are_counted(rig: Rig) -> None:
     """A report line holds errors of known sizes, and counts moves and sources that differ."""
     real, prediction, rows = _replayed(rig, "lru")
     for row, ttft_s in zip(rows, prediction.requests["ttft_s"], strict=True):
         row.ttft_s = ttft_s / 1.25
     replay = Replay("closed", "lru", 1)
-    ones = [1.0] * len(rows)
+    ones = [(1.0, 1.0)] * len(rows)
     frame = replay_frame(replay, rig.bench, real.requests, real.costs, prediction, rows, ones)
     line = replay_line(replay, frame, prediction.decisions, real.decisions[:-1], {})
     assert (1, 0, False) == tuple(
         line[key] for key in ("moves_that_differ", "requests_served_otherwise", "placements_identical")
     )
+    sources = line["by_source"]
+    assert len(rows) == sum(facts["requests"] for facts in sources.values())
+    assert [0.25] * len(sources) == pytest.approx([facts["error_ttft_mean"] for facts in sources.values()])
+    assert 0.0 == line["quality_error_half_width"]
     assert [0.25] * 4 == pytest.approx([line[f"error_ttft_{point}"] for point in ("mean", "p50", "p90", "p99")])
+
+
+def test_qualitys_interval_counts_contexts() -> None:
+    """By hand: errors .1, .1 of one context and -.1, -.1 of another have sums of .2 and -.2; the interval is
+    1.96 sqrt(2 / 1 x .08) / 4 = .196, and .098 x sqrt(4 / 3) were all four of contexts of their own.
+    """
+    errors = pd.Series([0.1, 0.1, -0.1, -0.1])
+    assert 0.196 == pytest.approx(quality_half_width(errors, pd.Series([7, 7, 3, 3])))
+    assert 0.098 * (4 / 3) ** 0.5 == pytest.approx(quality_half_width(errors, pd.Series([1, 2, 3, 4])))
+    assert quality_half_width(errors, pd.Series([1, 1, 1, 1])) is None
