@@ -31,6 +31,7 @@ from tests.simulator.helpers import (
     run,
     two_tiers,
 )
+from tests.simulator.test_batching import decoding
 
 ALPHAS = (0.0, 0.003, 0.1)
 LINK = TierSpec("host_link", None, 10**9, 10**9, latency_s=2e-5)
@@ -207,3 +208,20 @@ def test_room_for_everything_is_reached_exactly() -> None:
         found = bound_of(trace, make_profile(), tiers[:1], settings)
         reached = utilities(run(trace, "lru", tiers=tiers[:1], check=None, **settings))
         assert reached[-1] - 1e-12 <= found.utilities[-1] <= reached[-1] + 1e-4
+
+
+@pytest.mark.parametrize(("concurrency", "chunk"), [(1, None), (1, 16), (2, 16)])
+def test_decoding_only_adds(concurrency: int, chunk: int | None) -> None:
+    """As above, with answers of 20 ms and more in steps of 1 us: nothing changes for requests one at a time.
+
+    Two at a time, one always decodes while the other is prefilled in chunks, after it has waited for a step's end.
+    """
+    answers = 20_000 + 100 * np.arange(60, dtype=np.int32)
+    trace = random_trace(24).transformed("answers", output_tokens=answers)
+    tiers, settings = two_tiers()[:1], {"arrivals": "closed", "concurrency": concurrency}
+    mode = {"decode": "prefill_first"} if chunk is None else {"decode": "chunked", "chunk_tokens": chunk}
+    found = bound_of(trace, make_profile(), tiers, {**settings, **mode, "step_base": "1 us"})
+    made = run(trace, "lru", tiers=tiers, check=None, decode=decoding(4, chunk, base_us=1), **settings)
+    reached = utilities(made)[-1]
+    assert 60 == len(made.recorder.last_token_ns)
+    assert reached - 1e-12 <= found.utilities[-1] <= reached + 1e-4

@@ -10,7 +10,6 @@ import pytest
 
 from simkv.errors import ConfigError
 from simkv.profiles import PrefillFit, load_profile
-from simkv.simulator.bounds import bound
 from simkv.simulator.metrics import Result
 from simkv.simulator.policies.lru import Lru
 from simkv.simulator.run import simulate
@@ -106,19 +105,6 @@ def test_same_inputs_same_bytes(chats: Trace, mode: dict[str, Any]) -> None:
     first, second = (served(chats, **mode) for _ in range(2))
     pd.testing.assert_frame_equal(first.requests, second.requests, check_exact=True)
     pd.testing.assert_frame_equal(first.moves, second.moves, check_exact=True)
-
-
-@pytest.mark.parametrize(("arrivals", "mode"), [("open", MODES[0]), ("closed", MODES[1])])
-def test_the_bound_on_ttft_holds(chats: Trace, arrivals: str, mode: dict[str, Any]) -> None:
-    """No policy's mean TTFT is below the bound at its quality: decoding only adds to queues and work."""
-    engine = {"arrivals": arrivals, "reuse": "always", **({"concurrency": 4} if arrivals == "closed" else {})}
-    capacities = {"dram": 12 * 512_000, "ssd": 60 * 512_000}
-    summary = served(chats, **{**mode, **engine}).summary
-    given: dict[str, Any] = {**mode, **STEPS, **engine}
-    least = bound(
-        chats, make_profile(), tiers=capacities, tasks="qa", seed=3, gpus=2, ladder=(1, 16), alphas=[0, 1], **given
-    )
-    assert 0 < least.delay_at(summary["quality_mean"]) <= summary["ttft_mean_s"]
 
 
 # --- columns and figures --------------------------------------------------------------------------------------------
