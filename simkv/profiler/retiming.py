@@ -1,4 +1,4 @@
-"""Points that other work on the machine has spoilt: found by what no machine does, and timed again.
+"""Points that other work on the machine seems to have spoilt: found by what machines hardly do, and timed again.
 
 What it is: the rules by which a measured point is implausible, and the rounds that time such points anew.  What it is
 not: timing (``timing.py``), or the loops over the whole grid (``speed.py``).
@@ -72,7 +72,7 @@ def time_again(
     if stayed:
         more = f" and {len(stayed) - _NAMED} more (all in provenance)" if len(stayed) > _NAMED else ""
         _LOG.warning(
-            "still implausible after being timed up to %d times more, so that other work was in the way: %s%s",
+            "still implausible after being timed up to %d times more, be it other work or the code itself: %s%s",
             MOST_AGAIN,
             "; ".join(stayed[:_NAMED]),
             more,

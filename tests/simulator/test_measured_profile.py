@@ -52,3 +52,20 @@ def test_steps_are_the_measured_ones(profile: Profile) -> None:
     assert profile.decode_steps
     for batch, context, seconds in profile.decode_steps:
         assert pytest.approx(seconds * 1e12, abs=1) == steps.elapsed_ps(batch, batch * context, 1)
+
+
+def test_steps_rise_in_batch_and_context(profile: Profile) -> None:
+    """To ten percent: more sequences, longer ones, or both never take less time, as an outlier would make them."""
+    for batch, context, seconds in profile.decode_steps:
+        for fewer, shorter, before in profile.decode_steps:
+            if fewer <= batch and shorter <= context:
+                assert before * (1 - MOST) <= seconds, ((fewer, shorter), (batch, context))
+
+
+def test_no_step_rises_beyond_its_work(profile: Profile) -> None:
+    """Doubling batch or context at most doubles a step's time, and a quarter more: the largest has none above it."""
+    steps = {(batch, context): seconds for batch, context, seconds in profile.decode_steps}
+    for (batch, context), seconds in steps.items():
+        for half in ((batch / 2, context), (batch, context / 2)):
+            if half in steps:
+                assert seconds <= 2.5 * steps[half], (batch, context)
