@@ -72,6 +72,7 @@ class Engine:
         decode: how output tokens are generated, None ends a request at its first token.
         after_event: called after each event with the engine (invariant checks in tests); None for none.
         progress: called with (finished, total) now and then.
+        counts: (request, ns at which it was sent) -> whether the policy's ``answered`` is told of it; None for all.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Engine:
         decode: DecodeSettings | None = None,
         after_event: Callable[["Engine"], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        counts: Callable[[int, int], bool] | None = None,
     ) -> None:
         self.trace = trace
         self.costs = costs
@@ -102,9 +104,7 @@ class Engine:
         self.store = Store(costs, policy, usable, settings.touch == "reverse")
         self.store.view.link_chains(parents(trace))
         policy.start(self.store.view)
-        link = (
-            None if self.link is None or host_link is None else (self.link, FifoChannel(self.env, host_link.channels))
-        )
+        link = (self.link, FifoChannel(self.env, host_link.channels)) if self.link and host_link else None
         self.mover = Mover(costs, self.readers, self.writers, link, settings.pristine, settings.record_moves)
         self.recorder = Recorder(len(trace), len(costs.tiers))
         self.finished = 0  # first tokens
@@ -112,7 +112,7 @@ class Engine:
         self.profiling_ns = 0
         self._watches = type(policy).loaded is not Policy.loaded
         self._profiles = type(policy).idle_work_s is not Policy.idle_work_s
-        self._tells = type(policy).answered is not Policy.answered
+        self._tells = (counts or (lambda *_: True)) if type(policy).answered is not Policy.answered else None
         self._layers = costs.layers if settings.overlap == "layerwise" else 1
         self._arrivals = trace.arrival_ns.tolist()
         self._inputs = trace.input_tokens.tolist()
@@ -301,7 +301,7 @@ class Engine:
 
     def _first_token(self, request: Request, load: int, queue: int, work: int, now: int) -> None:
         self.recorder.request(request, self._inputs[request.id], load, queue, work)
-        if self._tells:
+        if self._tells is not None and self._tells(request.id, request.arrival_ns):
             exact = (total := self._inputs[request.id]) - request.hit_tokens
             self.policy.answered((now - request.arrival_ns) / 1e9, (request.quality / _PPB + exact) / max(1, total))
         blocks = request.blocks

@@ -19,11 +19,11 @@ from simkv.simulator.costs import UNLIMITED, CostTables, build_costs
 from simkv.simulator.engine import Engine
 from simkv.simulator.invariants import check_engine
 from simkv.simulator.measured_range import beyond_measured, extrapolation_warning
-from simkv.simulator.metrics import Result, moves_frame, occupancy_frame, requests_frame
+from simkv.simulator.metrics import Result, moves_frame, occupancy_frame, requests_frame, revisits
 from simkv.simulator.options import decode_settings, engine_settings
 from simkv.simulator.policies import Policy, make_policy
 from simkv.simulator.service import Slo, decode_facts, service
-from simkv.simulator.summary import measured_rows, summarize
+from simkv.simulator.summary import counting, measured_rows, summarize
 from simkv.simulator.transfers import KINDS
 from simkv.traces.trace import Trace
 from simkv.traces.transform import assign_tasks
@@ -175,6 +175,7 @@ def _execute(
         decode=decode_settings(config, profile, costs),
         after_event=check_engine if config.check else None,
         progress=progress,
+        counts=counting(revisits(trace.block_ids, trace.block_offsets), config.measure, _warmup(config)),
     )
     engine.run()
     result = _result(engine, profile, config, seed)
@@ -256,15 +257,19 @@ def _check_tiers(costs: CostTables, pristine: bool) -> None:
             )
 
 
+def _warmup(config: EngineConfig) -> tuple[str, float]:
+    """Warm-up as ``measured_rows`` takes it."""
+    warmup = config.warmup
+    return ("s", warmup.duration_ns / NS_PER_S) if warmup.share is None else ("share", warmup.share)
+
+
 def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -> Result:
     trace = engine.trace
     requests = requests_frame(engine)
-    warmup = config.warmup
-    amount = ("s", warmup.duration_ns / NS_PER_S) if warmup.share is None else ("share", warmup.share)
     requests["measured"] = measured_rows(
-        requests["revisit"].to_numpy(), requests["arrival_s"].to_numpy(), config.measure, amount
+        requests["revisit"].to_numpy(), requests["arrival_s"].to_numpy(), config.measure, _warmup(config)
     )
-    policy = engine.policy
+    policy, rows = engine.policy, requests[requests["measured"]]
     params = {field.name: getattr(policy, field.name) for field in fields(policy) if field.init}
     summary = {
         "policy": engine.policy.name,
@@ -277,7 +282,8 @@ def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -
         "unit": trace.meta.get("unit", "block"),
     }
     beyond = beyond_measured(trace, profile, engine.decode.steps if engine.decode else None)
-    told = (profile.provenance.get("warning"), extrapolation_warning(profile.name, beyond))
+    missed = policy.missed(rows["ttft_s"].to_numpy(), rows["quality"].to_numpy())
+    told = (profile.provenance.get("warning"), extrapolation_warning(profile.name, beyond), missed)
     summary["warnings"] = [*summary["warnings"], *(warning for warning in told if isinstance(warning, str))]
     meta = _meta(engine, profile, seed) | ({"measured_to": beyond} if beyond else {})
     return Result(requests, moves_frame(engine), occupancy_frame(engine), meta, summary)

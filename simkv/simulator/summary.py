@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from simkv.resampling import mean_intervals
 if TYPE_CHECKING:
     from simkv.simulator.engine import Engine
 
-__all__ = ["measured_rows", "summarize"]
+__all__ = ["counting", "measured_rows", "summarize"]
 
 _LONG_WAIT_S = 30.0
 _YEAR_S = 365.25 * 86_400
@@ -31,18 +32,28 @@ def measured_rows(revisit: np.ndarray, arrival_s: np.ndarray, measure: str, warm
     Raises:
         ConfigError: when nothing is left.
     """
-    kind, amount = warmup
-    if kind == "share":
-        measured = np.arange(len(arrival_s)) >= amount * len(arrival_s)
-    else:
-        measured = arrival_s >= amount
-    if measure == "revisits":
-        measured &= revisit
+    measured = np.asarray(_counts(np.arange(len(arrival_s)), arrival_s, revisit, len(arrival_s), measure, warmup))
     if not measured.any():
         raise ConfigError(
             f"engine.warmup and engine.measure = {measure!r} leave none of {len(arrival_s)} requests to report"
         )
     return measured
+
+
+def counting(revisit: np.ndarray, measure: str, warmup: tuple[str, float]) -> Callable[[int, int], bool]:
+    """The rule of ``measured_rows`` for one request, while a run goes on: (request, ns at which it was sent) -> counts.
+
+    Args: as there; whether a request is a revisit depends on earlier requests alone.
+    """
+    again = revisit.tolist()
+    return lambda request, sent_ns: _counts(request, sent_ns / 1e9, again[request], len(again), measure, warmup)
+
+
+def _counts(request: Any, arrival_s: Any, revisit: Any, total: int, measure: str, warmup: tuple[str, float]) -> Any:
+    """Whether a request, or each of an array, is after the warm-up and of the kind that is measured."""
+    kind, amount = warmup
+    late = request >= amount * total if kind == "share" else arrival_s >= amount
+    return late & revisit if measure == "revisits" else late
 
 
 def summarize(engine: Engine, requests: pd.DataFrame, seed: int) -> dict[str, Any]:

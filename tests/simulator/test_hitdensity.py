@@ -7,21 +7,35 @@ One block of 100 tokens, alone in its request (seconds; gain = 1 ms of prefill -
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from simkv import simulate
 from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry
+from simkv.simulator.metrics import Result
 from simkv.simulator.policies import make_policy
 from simkv.simulator.policies.gains import Gains
 from simkv.simulator.policies.parts import Chain, Part
 from simkv.simulator.policies.reuse_classes import ReuseClasses
 from simkv.simulator.policies.reuse_index import ReuseIndex
 from simkv.simulator.policies.target import Target
-from tests.simulator.helpers import DRAM, SSD, make_engine, make_trace, rows, run, stored, two_tiers
+from simkv.simulator.view import StoreView
+from tests.simulator.helpers import (
+    DRAM,
+    SSD,
+    Scripted,
+    make_engine,
+    make_profile,
+    make_trace,
+    rows,
+    run,
+    stored,
+    two_tiers,
+)
 
 COPIES = replace(SSD, name="copies")
 
@@ -181,18 +195,32 @@ def test_target_steps_by_hand() -> None:
         {"quality_floor": 1.5},
         {"ttft_slo_s": 0.0},
         {"ttft_slo_s": 1.0, "slo_share": 1.0},
+        {"slo_share": 7.0},
+        {"slo_share": 0.5},
+        {"quality_floor": 0.9, "slo_share": 0.5},
+        {"seed": -1},
         {"move_price": -1.0},
+        {"stripe": math.nan},
         {"alpha": math.inf},
         {"sample": 0},
         {"unit_s": 0.0},
+        {"prior": -2.0},
     ],
     ids=str,
 )
 def test_bad_parameters_are_refused(params: dict[str, Any]) -> None:
-    """One line that names the policy."""
+    """One line that names the policy, the last key given and, where that one is wrong by itself, its value."""
+    key, value = list(params.items())[-1]
+    shown = key if "quality_floor" in params and key == "ttft_slo_s" else f"{key} is {value!r}"
     with pytest.raises(PolicyError, match="policy hitdensity: ") as caught:
         make_policy("hitdensity", params)
+    assert shown in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_usual_share_needs_no_objective() -> None:
+    """0.9, the default, may be written down."""
+    assert 0.9 == make_policy("hitdensity", {"slo_share": 0.9}).slo_share  # type: ignore[attr-defined]
 
 
 def served(**params: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -222,3 +250,78 @@ def test_a_limit_on_ttft_is_met_by_the_wanted_share() -> None:
     assert 0.9 == pytest.approx((strict[1] <= limit).mean(), abs=0.05)
     assert 0.7 == pytest.approx((loose[1] <= limit).mean(), abs=0.05)
     assert strict[0].mean() < loose[0].mean()
+
+
+@dataclass
+class Told(Scripted):
+    """Notes what it is told of requests while the run goes on."""
+
+    def start(self, view: StoreView) -> None:
+        """Nothing told yet."""
+        self.told: list[tuple[float, float]] = []
+
+    def answered(self, ttft_s: float, quality: float) -> None:
+        """One more."""
+        self.told.append((ttft_s, quality))
+
+
+@pytest.mark.parametrize("measure", ["all", "revisits"])
+@pytest.mark.parametrize("warmup", ["20 s", "35 %"])
+@pytest.mark.parametrize("arrivals", ["open", "closed"])
+def test_a_policy_is_told_of_measured_requests(measure: str, warmup: str, arrivals: str) -> None:
+    """Of 90 requests of different lengths for 60 blocks it hears of those, and only those, that the summary is over."""
+    rng = np.random.default_rng(4)
+    asked = [rng.choice(60, rng.integers(1, 6), replace=False).tolist() for _ in range(90)]
+    names = {block: place for place, block in enumerate(dict.fromkeys(b for blocks in asked for b in blocks))}
+    lengths = rng.integers(50_000, 100_000, len(names)).tolist()  # 0.5 to 1 s of prefill each, all different
+    trace = make_trace([[names[b] for b in blocks] for blocks in asked], tokens=lengths)
+    policy = Told(dict.fromkeys(range(0, len(names), 2), "dram kivi:4"))
+    profile = make_profile()
+    options: dict[str, Any] = {"measure": measure, "warmup": warmup, "arrivals": arrivals, "concurrency": 3}
+    if arrivals == "open":
+        del options["concurrency"]
+    found = simulate(trace, profile, policy, **options).requests
+    expected = found[found["measured"]]
+    assert 0 < len(expected) < 90
+    assert expected["ttft_s"].sort_values().tolist() == pytest.approx(sorted(ttft for ttft, _ in policy.told))
+    assert expected["quality"].sort_values().tolist() == pytest.approx(sorted(quality for _, quality in policy.told))
+
+
+def revisited(**params: Any) -> Result:
+    """A run over 1,500 requests for 600 contexts, 0.4 of them first visits, measured over the others."""
+    rng = np.random.default_rng(5)
+    asked: list[int] = []
+    for turn in range(1_500):
+        fresh = turn == 0 or rng.random() < 0.4
+        asked.append(max(asked, default=-1) + 1 if fresh else max(0, max(asked) - int(rng.geometric(0.05)) + 1))
+    trace = make_trace([[2 * c, 2 * c + 1] for c in asked], gap_us=20_000)
+    tiers = (*two_tiers(5, 20), COPIES)
+    policy = {"name": "hitdensity", **params}
+    return simulate(trace, make_profile(), policy, tiers=tiers, pristine=True, measure="revisits", warmup="20 %")
+
+
+@pytest.mark.parametrize("floor", [0.75, 0.85])
+def test_a_floor_is_kept_over_the_requests_that_are_measured(floor: float) -> None:
+    """First visits, which compute all and score 1, do not make up for what revisits lose."""
+    result = revisited(alpha=1e-4, quality_floor=floor)
+    assert floor == pytest.approx(result.summary["quality_mean"], abs=0.02)
+
+
+def test_a_target_out_of_reach_is_told() -> None:
+    """A microsecond gives one warning with the figure; a second, which all requests meet, none, and no target none."""
+    late = revisited(ttft_slo_s=1e-6)
+    assert 0.0 == (late.requests["ttft_s"] <= 1e-6).mean()
+    [warning] = [line for line in late.summary["warnings"] if "target not met" in line]
+    assert warning.startswith("target not met: share in time (1e-06 s) 0, wanted 0.9 ")
+    assert [] == [line for line in revisited(ttft_slo_s=1.0).summary["warnings"] if "target" in line]
+    assert [] == [line for line in revisited().summary["warnings"] if "target" in line]
+
+
+def test_a_target_is_missed_by_more_than_a_twentieth_of_what_it_allows() -> None:
+    """A floor of 0.8 allows 0.2: 0.209 lost is near enough and 0.22 is not; of 100 requests 10 may be late, not 11."""
+    floor, slo = Target(1.0, 0.8, None, 0.9), Target(1.0, None, 2.0, 0.9)
+    ttft = np.ones(100)
+    assert floor.missed(ttft, np.full(100, 0.791)) is None
+    assert "target not met: mean quality 0.78, wanted 0.8 " in str(floor.missed(ttft, np.full(100, 0.78)))
+    assert slo.missed(np.repeat([1.0, 3.0], [90, 10]), ttft) is None
+    assert "share in time (2 s) 0.89, wanted 0.9 " in str(slo.missed(np.repeat([1.0, 3.0], [89, 11]), ttft))

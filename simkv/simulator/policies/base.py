@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from simkv.simulator.entries import Entry, Load, Move, Placement
 
 if TYPE_CHECKING:
@@ -70,7 +72,14 @@ class Policy:
         """Called when a load of a request has ended, with what a serving system would have measured of it."""
 
     def answered(self, ttft_s: float, quality: float) -> None:
-        """Called at each first token, before the request's blocks are offered, with what its user has seen."""
+        """Called at first tokens, before the request's blocks are offered, with what its user has seen.
+
+        Only for requests that count in the summary: after the warm-up, and revisits where only these are measured.
+        """
+
+    def missed(self, ttft_s: np.ndarray, quality: np.ndarray) -> str | None:
+        """Called after the run with TTFT and quality of each measured request: one line if a target was missed."""
+        return None
 
     def rebalance(self, view: StoreView) -> Iterable[Move]:
         """Moves to carry out now, every ``period_s`` and when idle work has ended; any direction."""

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry, Move, Placement
 from simkv.simulator.policies.base import Policy
@@ -49,7 +51,7 @@ class HitDensity(Policy):
         stripe: a long chain's tiers load side by side, so the fastest one is what is waited for while the slower ones
             take less than this share of its time, and else they are; 0 counts every transfer of its own.
         move_price: seconds of delay that a second of reading raw copies in the background is worth.
-        quality_floor: mean quality to keep; alpha is then where the search for it begins.
+        quality_floor: mean quality of the measured requests to keep; alpha is then where the search for it begins.
         ttft_slo_s: seconds within which ``slo_share`` of the requests shall have their first token; likewise.
         slo_share: that share.
     """
@@ -70,12 +72,18 @@ class HitDensity(Policy):
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha < math.inf):
             raise PolicyError(f"policy hitdensity: alpha is {self.alpha!r}; it must be a number, at least 0")
-        if not (0 < self.unit_s < math.inf and 0 < self.prior < math.inf):
-            raise PolicyError("policy hitdensity: unit_s and prior must be positive")
+        for key in ("unit_s", "prior"):
+            if not 0 < (given := getattr(self, key)) < math.inf:
+                raise PolicyError(f"policy hitdensity: {key} is {given!r}; it must be a positive number")
         if self.sample < 1:
             raise PolicyError(f"policy hitdensity: sample is {self.sample}; it must be at least 1")
-        if not (0 <= self.move_price < math.inf and 0 <= self.stripe < math.inf):
-            raise PolicyError("policy hitdensity: move_price and stripe must be at least 0")
+        for key in ("seed", "move_price", "stripe"):
+            if not 0 <= (given := getattr(self, key)) < math.inf:
+                raise PolicyError(f"policy hitdensity: {key} is {given!r}; it must be a number, at least 0")
+        if not 0 < self.slo_share < 1:
+            raise PolicyError(f"policy hitdensity: slo_share is {self.slo_share!r}; it must be between 0 and 1")
+        if self.ttft_slo_s is None and self.slo_share != type(self).slo_share:
+            raise PolicyError(f"policy hitdensity: slo_share is {self.slo_share!r}; it counts only with ttft_slo_s")
         self._new_target()
 
     def _new_target(self) -> Target | None:
@@ -106,6 +114,10 @@ class HitDensity(Policy):
             self._target.answered(ttft_s, quality)
             if self._target.alpha != self._gains.alpha:
                 self._gains.weigh(self._target.alpha)
+
+    def missed(self, ttft_s: np.ndarray, quality: np.ndarray) -> str | None:
+        """See Policy."""
+        return None if self._target is None else self._target.missed(ttft_s, quality)
 
     # ------------------------------------------------------------------ a request's step
 
