@@ -30,6 +30,8 @@ from simkv.figures.style import (
 __all__ = ["validation_cdf", "validation_scatter"]
 
 _COLUMNS = ("policy", "served_by", "predicted_ttft_s", "measured_ttft_s")
+_SIDES = ("measured_ttft_s", "predicted_ttft_s")
+_UNWAITED = "measured_unwaited_s"
 _PANEL_IN = 2.2
 
 
@@ -78,21 +80,26 @@ def validation_cdf(requests: pd.DataFrame) -> Figure:
     """Share of requests with at most a given TTFT (ms), predicted and measured.
 
     Args:
-        requests: as in ``validation_scatter``.
+        requests: as in ``validation_scatter``; with measured_unwaited_s that differs, TTFT without waits for a
+            processor is drawn too.
 
     Raises:
         SimkvError: missing columns, or no requests.
     """
     figure, panels, policies, _, _ = _panels(requests, "TTFT (ms)", "Share of requests")
+    curves = [(column, style.color, style.linestyle) for column, style in zip(_SIDES, PAIR, strict=True)]
+    titles = ["measured", "predicted"]
+    if _UNWAITED in requests and (requests[_UNWAITED] != requests[_SIDES[0]]).any():
+        curves.append((_UNWAITED, "#444444", ":"))
+        titles.append("measured, without waits for a processor")
     handles: list[object] = []
     for axes, policy in zip(panels, policies, strict=True):
         rows = requests[requests["policy"] == policy]
         handles = [
-            _curve(axes, 1e3 * rows[column].to_numpy(dtype=float), style.color, style.linestyle)
-            for column, style in zip(("measured_ttft_s", "predicted_ttft_s"), PAIR, strict=True)
+            _curve(axes, 1e3 * rows[column].to_numpy(dtype=float), colour, dashes) for column, colour, dashes in curves
         ]
         axes.set_ylim(0, 1.02)
-    legend_above(figure, handles, ["measured", "predicted"])
+    legend_above(figure, handles, titles)
     return figure
 
 
