@@ -19,6 +19,7 @@ from simkv.errors import PolicyError
 from simkv.profiles import RAW, Line, PrefillFit, Profile, TierSpec, Variant, load_profile
 from simkv.simulator.engine import Engine
 from simkv.simulator.policies.impress import Impress, agreement_needed, union_kept
+from simkv.simulator.view import StoreView
 from simkv.traces.trace import Trace
 from tests.simulator.helpers import (
     DRAM,
@@ -258,11 +259,17 @@ def disappointing_seed() -> int:
     raise AssertionError("no such seed")
 
 
-def reprofiled(requests: Sequence[Sequence[int]], at_us: Sequence[int], **params: Any) -> Engine:
+def reprofiled(
+    requests: Sequence[Sequence[int]],
+    at_us: Sequence[int],
+    dram: float = 1.5,
+    tokens: int | Sequence[int] = 100,
+    **params: Any,
+) -> Engine:
     """After 0 and 1 (which compresses 0 in a DRAM of 1.5 blocks), these; block 0 has quality .8 instead of .9."""
-    trace = make_trace([[0], [1], *requests], at_us=[0, 10_000, *at_us])
+    trace = make_trace([[0], [1], *requests], at_us=[0, 10_000, *at_us], tokens=tokens)
     copies = TierSpec("copies", None, 10**9, 10**9)
-    tiers = (replace(DRAM, capacity_bytes=SIZE * 3 // 2), SSD, copies)
+    tiers = (replace(DRAM, capacity_bytes=round(SIZE * dram)), SSD, copies)
     params = {"alpha": ALPHA, "reprofile_below": 0.05, "reprofile_queries": 10**6, "reprofile_s": 2e-3, **params}
     seed = disappointing_seed()
     return run(trace, "evicpress", params=params, profile=misjudged(), tiers=tiers, pristine=True, seed=seed)
@@ -277,6 +284,19 @@ def test_reprofiling_moves_the_entry() -> None:
     assert {0: "dram kivi:4", 1: "dram raw"} == stored(reprofiled(*twice, reprofile_below=0.0))
     assert {0: "dram kivi:4", 1: "dram raw"} == stored(reprofiled(*twice, reprofile_below=0.11))
     assert {0: "dram raw", 1: "dram kivi:4"} == stored(reprofiled(*twice))
+
+
+def test_the_second_profile_decides_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block 0, kivi:4 in DRAM, is profiled twice; half a block comes, and 0 is compressed further as the second says.
+
+    First: raw 1, kivi:4 .99, kivi:2 .6, so kivi:4 (.92) stays, and leaving for SSD kivi:4 (.87, a drop of .05) is next.
+    Second: .8, .8, .8, so kivi:4 (.73) stays, and kivi:2 in DRAM (.695, a drop of .035) is next, before SSD (.05).
+    """
+    profiles = {1: [1.0, 0.99, 0.6], 2: [0.8, 0.8, 0.8]}
+    monkeypatch.setattr(StoreView, "measure_quality", lambda self, key, queries, turn: profiles[turn])
+    engine = reprofiled([[0], [0], [2]], [20_000, 40_000, 60_000], 1.75, [100, 100, 50], frequency="none")
+    assert 2 * 2 * MS == engine.profiling_ns
+    assert {0: "dram kivi:2", 1: "dram raw", 2: "dram raw"} == stored(engine)
 
 
 def test_reprofiling_is_charged_on_the_gpu() -> None:

@@ -54,12 +54,16 @@ class Options:
         self._pick = np.array(variants)
         self._sizes: dict[int, SizeRow] = {}
         self._learnt: dict[int, NDArray[np.float64]] = {}
+        self._learnt_row: dict[int, int] = {}
+        self._lessons = 0
         self.places = [[view.placement(tier, variant) for variant in variants] for tier in range(len(view.tiers))]
         self.column = {variant: index for index, variant in enumerate(variants)}
 
     def learn(self, key: int, qualities: list[float]) -> None:
         """From now on the block has these qualities, by variant."""
         self._learnt[key] = np.array(qualities)[self._pick]
+        self._lessons += 1
+        self._learnt_row[key] = -self._lessons  # new each time: what was decided on an earlier lesson is not alike
 
     def qualities(self, entry: Entry) -> NDArray[np.float64]:
         """float64[v]: what is known of the entry's quality."""
@@ -83,8 +87,9 @@ class Options:
     def alike(self, entry: Entry) -> tuple[int, int, int]:
         """Entries with equal ones have equal options: size, what is known of quality, time to recompute."""
         costs = self._view.costs
-        row = ~entry.key if entry.key in self._learnt else costs.quality.seen_row[entry.key]
-        return entry.size_class, row, costs.recompute[entry.key]
+        row = self._learnt_row.get(entry.key)
+        seen = costs.quality.seen_row[entry.key] if row is None else row
+        return entry.size_class, seen, costs.recompute[entry.key]
 
     def utilities(self, entry: Entry) -> NDArray[np.float64]:
         """float64[t, v]; minus infinity where the entry is larger than the tier."""
