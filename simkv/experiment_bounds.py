@@ -13,11 +13,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from simkv.config import BoundConfig, PolicyConfig, RunConfig
 from simkv.errors import SimkvError
 from simkv.traces.trace import Trace
 
-__all__ = ["BOUND", "SavedBound", "bound_identity", "bound_label", "bound_rows", "bound_runner", "without_policy"]
+__all__ = [
+    "BOUND",
+    "SavedBound",
+    "bound_identity",
+    "bound_label",
+    "bound_rows",
+    "bound_runner",
+    "uncovered_moves",
+    "without_policy",
+]
 
 BOUND = "bound"
 _FILE = "meta.json"
@@ -85,3 +96,18 @@ def bound_rows(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SimkvError(f"{path}: a damaged bound; remove its folder: {error}") from error
     return rows
+
+
+def uncovered_moves(folder: Path, asked: BoundConfig) -> int:
+    """How many moves of the run in ``folder``, between two uses of an entry, its bound does not cover.
+
+    Moves in a rebalance are counted, the only ones that belong to no request.  Raises SimkvError.
+    """
+    path = folder / "moves.parquet"
+    try:
+        moves = pd.read_parquet(path, columns=["request", "block", "kind", "bytes"])
+    except (OSError, ValueError) as error:
+        raise SimkvError(f"{path}: cannot read the moves of a run: {error}") from error
+    if asked.anticipation == "raise" or not (moves["request"] < 0).any():
+        return 0
+    return int(import_module("simkv.simulator.bounds").assumption_breaks(moves, asked.anticipation))

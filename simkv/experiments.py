@@ -21,7 +21,7 @@ import pandas as pd
 
 from simkv.config import BoundConfig, RunConfig, StudyConfig, config_hash, replace_values, resolved, with_profile_tiers
 from simkv.errors import ConfigError, SimkvError
-from simkv.experiment_bounds import BOUND, bound_identity, bound_rows, bound_runner, without_policy
+from simkv.experiment_bounds import BOUND, bound_identity, bound_rows, bound_runner, uncovered_moves, without_policy
 from simkv.experiment_files import discard, remove_stale, staged
 from simkv.experiment_jobs import Bar, Job, Runner, run_jobs
 from simkv.preparation import prepare_trace, trace_fingerprint
@@ -143,6 +143,7 @@ def run_study(
         _LOG.warning("%s: interrupted; what is finished is kept, and the same sweep goes on from there", study.source)
         raise
     table = _write_table(runs, folders, bounds, results)
+    _warn_of_uncovered(study, runs, folders)
     if failed:
         raise SimkvError(f"{study.source}: {len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     return table
@@ -258,6 +259,25 @@ def _plan_bounds(
             failed.append(f"{title}: {error}")
             _LOG.warning("%s", failed[-1])
     return list(found.values())
+
+
+def _warn_of_uncovered(study: StudyConfig, runs: list[StudyRun], folders: list[Path | None]) -> None:
+    """One warning when runs made moves that the bound beside them does not allow a policy."""
+    if study.bound is None:
+        return
+    counts = {
+        run.title: uncovered_moves(folder, study.bound)
+        for run, folder in zip(runs, folders, strict=True)
+        if folder and (folder / "moves.parquet").is_file()
+    }
+    broken = {title: count for title, count in counts.items() if count}
+    if broken:
+        first, count = next(iter(broken.items()))
+        _LOG.warning(
+            "%s: %d of %d runs raised entries between two uses, which their bound does not cover (%s: %d times); "
+            'give [bound] anticipation = "raise"',
+            *(study.source, len(broken), len(runs), first, count),
+        )
 
 
 def _write_table(

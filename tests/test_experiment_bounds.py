@@ -106,6 +106,30 @@ def test_a_study_without_a_bound_has_none(tmp_path: Path) -> None:
     assert not (tmp_path / "bounds").exists()
 
 
+def test_moves_that_a_bound_does_not_cover_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """EvicPress raises entries when it profiles anew: one warning, unless it never does or the bound allows it."""
+    press = {"name": "evicpress", "reprofile_below": 0.01, "reprofile_queries": 50, "reprofile_s": 1e-3}
+    tables: dict[str, Any] = {
+        "grid": {},
+        "tiers": [
+            {"name": "dram", "capacity": "256 MiB", "read": "20 GB/s", "write": "20 GB/s"},
+            {"name": "ssd", "capacity": "2 GiB", "read": "2 GB/s", "write": "2 GB/s"},
+            {"name": "copies", "capacity": "unlimited", "read": "1 GB/s", "write": "1 GB/s"},
+        ],
+        "engine": {"quality_view": "sampled", "quality_queries": 1, "pristine": True},
+        "policies": [press, {**press, "reprofile_below": 0.0, "label": "Never"}, {"name": "lru"}],
+    }
+    for anticipation, told in (("none", 1), ("raise", 0)):
+        caplog.clear()
+        asked = study(**tables, bound={"alphas": [1.0], "anticipation": anticipation})
+        run_study(asked, tmp_path, progress=False)
+        found = [record.message for record in caplog.records if "does not cover" in record.message]
+        assert told == len(found)
+        if told:
+            assert "1 of 3 runs raised entries between two uses" in found[0]
+            assert "(evicpress" in found[0] and 'give [bound] anticipation = "raise"' in found[0]
+
+
 def test_verb_prints_and_writes(tmp_path: Path) -> None:
     """``simkv bound`` has a row per factor and alpha, as a table, as JSON and as a file."""
     config = tmp_path / "study.toml"

@@ -21,10 +21,11 @@ not negative, and maximising over o for each access alone only enlarges the sum.
 randomised and clairvoyant policies, and for any prices: a minimisation that stops early gives a valid bound.
 
 **Assumption A (no anticipation).** Between two accesses of an entry, its bytes do not grow and it does not move to a
-faster tier; at its own accesses everything is allowed and free.  All shipped policies satisfy it.
+faster tier; at its own accesses everything is allowed and free.  All shipped policies satisfy it but ``evicpress``
+where it profiles anew (``reprofile_below`` above 0, the default): that may grow an entry back or promote it.
 ``anticipation = "prefetch"`` gives up the second half (moves up between accesses): nu is the least price of all tiers.
 ``"raise"`` gives up both: an entry found anywhere has held at least its smallest variant somewhere.
-``assumption_breaks`` counts the moves of a finished run that its bound did not allow.
+``assumption_breaks`` counts the moves of a finished run that its bound did not allow; a sweep warns of them.
 
 **Utility of a request.** It must be at most a sum over blocks.  Left out, since they only cost more: queues, waits for
 bytes on their way, moves, and that a block is of use only if all before it are found.  Kept:
@@ -76,7 +77,7 @@ from simkv.preparation import prepare_trace, sub_seed
 from simkv.profiles import Profile, TierSpec
 from simkv.simulator.bounds_dual import LADDER, minimise
 from simkv.simulator.bounds_problem import build_problem
-from simkv.simulator.metrics import Result, revisits
+from simkv.simulator.metrics import revisits
 from simkv.simulator.options import engine_settings
 from simkv.simulator.run import choose_tiers, hardware, prepare_profile, tables
 from simkv.simulator.summary import measured_rows
@@ -236,22 +237,21 @@ def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.fl
     return np.interp(x, x[kept], y[kept])
 
 
-def assumption_breaks(result: Result, trace: Trace, anticipation: str = "none") -> int:
+def assumption_breaks(moves: pd.DataFrame, anticipation: str = "none", trace: Trace | None = None) -> int:
     """How many moves of a finished run its bound does not allow: raised or promoted between accesses.
 
     Args:
-        result: with its moves.
-        trace: that it replayed.
+        moves: the run's frame.
         anticipation: of the bound.
+        trace: that it replayed; without it only moves in a rebalance count, which belong to no request.
     """
-    moves = result.moves
-    kept = moves[moves["kind"].isin(["promotion", "demotion", "recompression"])]
-    asked = {(int(r), int(b)) for r in set(kept["request"]) if r >= 0 for b in trace.blocks_of(int(r))}
-    between = [(int(r), int(b)) not in asked for r, b in zip(kept["request"], kept["block"], strict=True)]
-    kept = kept[np.array(between, dtype=bool)]
-    before = moves.groupby("block")["bytes"].shift()
-    grown = kept["bytes"] > before.loc[kept.index]
-    up = kept["kind"] == "promotion"
     if anticipation == "raise":
         return 0
-    return int(grown.sum()) if anticipation == "prefetch" else int((grown | up).sum())
+    up = moves["kind"] == "promotion"
+    moved = up | moves["kind"].isin(["demotion", "recompression"])
+    grown = moved & (moves["bytes"] > moves.groupby("block")["bytes"].shift())
+    kept = moves[grown if anticipation == "prefetch" else grown | up]
+    if trace is None:
+        return int((kept["request"] < 0).sum())
+    asked = {(int(r), int(b)) for r in set(kept["request"]) if r >= 0 for b in trace.blocks_of(int(r))}
+    return sum((int(r), int(b)) not in asked for r, b in zip(kept["request"], kept["block"], strict=True))
