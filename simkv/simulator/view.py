@@ -4,8 +4,6 @@ What it is: names, sizes, estimates, occupancy.  What it is not: a way to change
 through the placements and moves that it returns.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -133,21 +131,9 @@ class StoreView:
         """The stored entry of a block, None if it is not stored."""
         return self._residents[key]
 
-    def own_entries(self) -> Iterator[Entry]:
-        """Stored entries of the request being decided for, in prefix order."""
-        for key in self.own:
-            entry = self._residents[key]
-            if entry is not None:
-                yield entry
-
     def link_chains(self, parent: NDArray[np.int32]) -> None:
         """Used by the engine: parent block of each block, -1 for the first of a chain."""
         self._parent = parent
-
-    def parent(self, entry: Entry) -> Entry | None:
-        """The stored entry of the block before this one in its chain, if any."""
-        key = -1 if self._parent is None else int(self._parent[entry.key])
-        return None if key < 0 else self._residents[key]
 
     def children(self, entry: Entry) -> list[Entry]:
         """Stored entries of the blocks that follow this one in some chain, by key."""
