@@ -156,6 +156,8 @@ def sweep(
     if compare is None and at is not None:
         raise ConfigError("--at: says at which qualities to compare; it needs --compare LABEL")
     qualities = _numbers("--at", at) or []
+    if wrong := [quality for quality in qualities if not 0 < quality <= 1]:
+        raise ConfigError(f"--at {at}: quality {wrong[0]:g} is not allowed; it must be above 0 and at most 1")
     folder = _default_folder(study.base.name) if out is None else out
     table, failure = _computed(study, folder, workers, fresh)
     runs = table[table["policy"] != "bound"]

@@ -6,6 +6,7 @@ matplotlib.  What it is not: a computation; averages over seeds, knobs and facto
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,10 @@ def print_comparison(table: pd.DataFrame, label: str, results: Path, at: list[fl
     ]
     print(f"{label} against the others: their TTFT / its own at equal quality, its gain in quality at equal TTFT")
     print_table(headers, rows, text=2 + len(factors))
-    print("in brackets 95 % intervals; * rests on a long chord between operating points, + on a curve's last point")
+    print(
+        "in brackets 95 % intervals (below, above: a curve does not reach in so many resamples); "
+        "* rests on a long chord between operating points, + on a curve's last point"
+    )
     print(f"all of it, with what it rests on: {results / 'comparison.csv'}")
 
 
@@ -212,8 +216,13 @@ def _ranged(row: dict[str, Any] | None, name: str, shown: Any) -> str:
         return str(shown(None))
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     mark = _MARKS[row[f"{name}_flag"]] if row[name] is not None else ""
-    ends = "" if low is None else f" ({shown(low)} to {shown(high)})"
+    ends = "" if low is None else f" ({_end(low, shown)} to {_end(high, shown)})"
     return f"{shown(row[name])}{mark}{ends}"
+
+
+def _end(value: float, shown: Any) -> str:
+    """An end of an interval, which is infinite where a curve does not reach in so many resamples."""
+    return str(shown(value)) if math.isfinite(value) else "below" if value < 0 else "above"
 
 
 def study_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

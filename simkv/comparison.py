@@ -11,6 +11,7 @@ cancels, and the choice of points on a front is part of the uncertainty.  A boun
 """
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ __all__ = [
     "quality_at_delay",
 ]
 
+_LOG = logging.getLogger(__name__)
+
 COMPARED_DELAYS = ("ttft_mean_s", "ttft_p90_s")
 """Delays that ``compared_results`` compares."""
 
@@ -51,6 +54,7 @@ _BOUND = "bound"
 _UNATTAINABLE = (_BOUND, "clairvoyant")
 _OUTSIDE, _CHORD = "outside", "long chord"
 _SEED = 1
+_FEW = 5
 
 Floats = NDArray[np.float64]
 
@@ -195,6 +199,10 @@ def compared_results(
     by = list(by)
     runs = table.loc[table["policy"] != _BOUND, "run"].tolist()
     resampled = resample_results(results, runs, [*COMPARED_DELAYS, _QUALITY])
+    if resampled.families < 2:
+        _LOG.warning("comparison: no intervals, since all requests are of one family of contexts")
+    elif resampled.families < _FEW:
+        _LOG.warning("comparison: intervals rest on %d families of contexts only", resampled.families)
     frames = []
     for delay in COMPARED_DELAYS:
         kept = table[table[delay].notna()]

@@ -65,19 +65,19 @@ class Resampled:
 def interval(resampled: Sequence[tuple[Floats, int]]) -> tuple[float, float]:
     """The hull of the 95 % intervals of figures [1 + n], each with the number of its units; row 0 is left out.
 
-    NaN when there is none, or a resample is NaN.  Ends are values of the sample, which may be infinite.
+    NaN when there is none, a resample is NaN, or units are fewer than two, which show no spread.  Ends are values of
+    the sample, which may be infinite.
     """
-    parts = [(values[1:], _tail(units)) for values, units in resampled if len(values) > 1]
-    if not parts or any(np.isnan(part).any() for part, _ in parts):
+    drawn = [(values[1:], units) for values, units in resampled if len(values) > 1]
+    if not drawn or any(units < 2 or np.isnan(part).any() for part, units in drawn):
         return float("nan"), float("nan")
+    parts = [(part, _tail(units)) for part, units in drawn]
     low = min(float(np.quantile(part, tail, method="lower")) for part, tail in parts)
     return low, max(float(np.quantile(part, 1 - tail, method="higher")) for part, tail in parts)
 
 
 def _tail(units: int) -> float:
-    """Share of resamples beyond either end: 2.5 % for many units, less for few."""
-    if units < 2:
-        return 0.0
+    """Share of resamples beyond either end: 2.5 % for many units, less for few (at least two)."""
     return float(ndtr(np.sqrt(units / (units - 1)) * stdtrit(units - 1, _TAIL)))
 
 

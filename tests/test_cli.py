@@ -284,6 +284,10 @@ def test_sweep_compares_curves_at_qualities(folder: Path, swept: Path) -> None:
     assert {"KIVI", "(others)"} == {line.split()[0] for line in lines[:-2]}
     assert "it needs --compare LABEL" in call(*args, "--at", "0.9").stderr
     assert "--at high: write numbers" in call(*args, "--compare", "Recompute", "--at", "high").stderr
+    for text, wrong in (("2", "2"), ("0.9,0", "0"), ("nan", "nan")):
+        outcome = call(*args, "--compare", "Recompute", "--at", text)
+        message = f"--at {text}: quality {wrong} is not allowed; it must be above 0 and at most 1"
+        assert (2, True) == (outcome.exit_code, message in outcome.stderr)
 
 
 def test_sweep_compares_with_the_bound(folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Operating curves compared: hand-computed interpolation and its limits."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from simkv.comparison import OTHERS, compare_curves, delay_at_quality, quality_at_delay
+from simkv.comparison import OTHERS, compare_curves, compared_results, delay_at_quality, quality_at_delay
 from simkv.errors import SimkvError
 from simkv.resampling import Resampled, resample_runs
 
@@ -165,3 +167,23 @@ def test_a_metric_that_was_not_resampled_is_named() -> None:
     table = _table().assign(run="a", ttft_p90_s=1.0)
     with pytest.raises(SimkvError, match="ttft_p90_s was not resampled"):
         compare_curves(table, "ours", by=["size"], delay="ttft_p90_s", resampled=Resampled((), {}, 0))
+
+
+@pytest.mark.parametrize(
+    ("families", "told"),
+    [(1, "no intervals, since all requests are of one family"), (4, "rest on 4 families of contexts only"), (5, "")],
+)
+def test_few_families_are_told(families: int, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One family has no interval, two to four have one with a warning, five have one without."""
+    delays = np.arange(1.0, 21.0)
+    rows = []
+    for run, factor in (("a", 1.0), ("b", 2.0)):
+        frame = pd.DataFrame({"ttft_s": factor * delays, "quality": 0.9, "measured": True, "input_tokens": 100})
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        frame.assign(family=np.arange(20) % families).to_parquet(tmp_path / "runs" / run / "requests.parquet")
+        ttft = {"ttft_mean_s": factor * delays.mean(), "ttft_p90_s": factor * float(np.quantile(delays, 0.9))}
+        rows.append({"run": run, "policy": run, "label": run, "params": "{}", "quality_mean": 0.9, **ttft})
+    found = compared_results(pd.DataFrame(rows), "a", tmp_path)
+    assert [2.0, 2.0] == pytest.approx(found["delay_ratio"])
+    assert [families < 2] * 2 == found["delay_ratio_low"].isna().tolist()
+    assert ([told] if told else []) == [told for record in caplog.records if told in record.message]

@@ -106,8 +106,10 @@ def test_intervals_are_seeded_and_narrow_with_the_root_of_n() -> None:
 
 
 def test_one_family_has_no_interval() -> None:
-    """Whatever the number of its requests."""
+    """Whatever the number of its requests, in a run and in a comparison, and whatever seeds add."""
     assert all(math.isnan(end) for end in mean_intervals(np.ones((9, 1)), np.zeros(9, dtype=int), 0)[0])
+    assert all(math.isnan(end) for end in interval([(np.array([1.0, 1.0, 1.0]), 1)]))
+    assert all(math.isnan(end) for end in interval([(np.array([1.0, 1.0, 1.0]), 1), (np.array([1.0, 0.9, 1.1]), 3)]))
 
 
 def test_interval_is_the_hull() -> None:
