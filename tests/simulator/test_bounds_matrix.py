@@ -2,7 +2,7 @@
 
 Without time: requests are so far apart that nothing queues and every move has ended, and the bound is that of a loop
 which sends one request at a time.  In CI each world is met by a third of the policies in turn; marked slow, all of them
-on larger traces, and a real one.
+on larger traces, and a real one.  GPUs are not the bottleneck: where they are, queues hide what a bound is worth.
 """
 
 from functools import lru_cache
@@ -25,13 +25,13 @@ FAR_APART = 1e-6  # of the rate at which these traces are made: days between req
 TIMINGS: dict[str, dict[str, Any]] = {
     "untimed": {"arrivals": "open"},
     "open": {"arrivals": "open", "gpus": 2, "reuse": "when_faster"},
-    "closed": {"arrivals": "closed", "concurrency": 2, "overlap": "layerwise"},
+    "closed": {"arrivals": "closed", "concurrency": 1, "gpus": 2, "overlap": "layerwise"},
     "by the gpu": {"arrivals": "open", "loading": "gpu", "gpus": 2},
 }
 KINDS: dict[str, dict[str, Any]] = {
-    "zipf": {"contexts": 25, "exponent": 0.7, "tokens": 300.0, "sd_tokens": 150.0, "rate_per_s": 100.0},
-    "sessions": {"turns": 4.0, "think_s": 0.05, "rate_per_s": 60.0, "block_tokens": 100, "system_tokens": 100},
-    "rag": {"documents": 12, "documents_per_request": 2, "tokens": 150.0, "sd_tokens": 80.0, "rate_per_s": 60.0},
+    "zipf": {"contexts": 25, "exponent": 0.7, "tokens": 300.0, "sd_tokens": 150.0, "rate_per_s": 10.0},
+    "sessions": {"turns": 4.0, "think_s": 2.5, "rate_per_s": 1.2, "block_tokens": 100, "system_tokens": 100},
+    "rag": {"documents": 12, "documents_per_request": 2, "tokens": 150.0, "sd_tokens": 80.0, "rate_per_s": 6.0},
 }
 SMALL, LARGE = 90, 1500
 
@@ -49,8 +49,11 @@ def made(kind: str, seed: int, requests: int) -> Trace:
     return assign_tasks(generate_trace(kind, seed=seed, **options), "qa", seed)
 
 
-def never_beaten(kind: str, seed: int, timing: str, requests: int, policies: list[tuple[str, dict[str, Any]]]) -> None:
-    """Runs the policies and fails if one of them gets more than the bound at any alpha."""
+def never_beaten(kind: str, seed: int, timing: str, requests: int, policies: list[tuple[str, dict[str, Any]]]) -> float:
+    """Runs the policies and fails if one of them gets more than the bound at any alpha.
+
+    Returns how close the closest comes at alpha 0, as a share of its mean TTFT.
+    """
     trace, profile = made(kind, seed, requests), PROFILES["spread"]
     settings, limit = TIMINGS[timing], dict(TIMINGS[timing])
     if timing == "untimed":
@@ -58,18 +61,22 @@ def never_beaten(kind: str, seed: int, timing: str, requests: int, policies: lis
     whole = int(trace.block_tokens.sum())
     tiers = two_tiers(0.05 * whole / 100, 0.2 * whole / 100, channels=1 + seed % 2)
     best = bound_of(trace, profile, tiers, {**limit, "seed": seed})
+    closest = np.inf
     for name, params in policies:
         engine = run(trace, name, params=params, tiers=tiers, profile=profile, seed=seed, check=None, **settings)
-        assert (utilities(engine) <= best.utilities + 1e-9).all(), (name, params)
+        got = utilities(engine)
+        assert (got <= best.utilities + 1e-9).all(), (name, params)
+        closest = min(closest, (best.utilities[0] - got[0]) / -got[0])
+    return float(closest)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("timing", list(TIMINGS))
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_never_beaten(kind: str, timing: str, seed: int) -> None:
-    """A third of all policies and variants, in turn."""
+    """A third of all policies and variants, in turn; none is so far below that a wrong bound would go unseen."""
     turn = list(KINDS).index(kind) + list(TIMINGS).index(timing) + seed
-    never_beaten(kind, seed, timing, SMALL, MANY[turn % 3 :: 3])
+    assert never_beaten(kind, seed, timing, SMALL, MANY[turn % 3 :: 3]) < 0.25
 
 
 @pytest.mark.slow
