@@ -47,7 +47,6 @@ app.add_typer(trace_app, name="trace")
 add_quality(profile_app)
 add_speed(profile_app)
 app.add_typer(profile_app, name="profile")
-add_validate(app)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of a run or study.")]
 
@@ -316,6 +315,9 @@ def _files(names: list[str], out: Path, file_format: str) -> dict[str, Path]:
     if len(names) > 1:
         raise ConfigError(f"--out {out}: {len(names)} figures do not go into one file; name a folder or one --figure")
     return {names[0]: out}
+
+
+add_validate(app)
 
 
 def main() -> None:

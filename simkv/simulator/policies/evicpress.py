@@ -23,8 +23,8 @@ import numpy as np
 
 from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry, Move, Placement
-from simkv.simulator.policies.base import Policy
 from simkv.simulator.policies.heap import HeapOrder
+from simkv.simulator.policies.ordered import OrderPerTier
 from simkv.simulator.policies.utilities import Options, chosen_variants
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _MOST_DROPS = 1_000_000
 
 
 @dataclass
-class EvicPress(Policy):
+class EvicPress(OrderPerTier):
     """Placement by utility with greedy repair; defaults are the published choices.
 
     Args:
@@ -176,15 +176,8 @@ class EvicPress(Policy):
     def placed(self, entry: Entry, old: Placement | None) -> None:
         """See Policy."""
         if old is not None:
-            self._orders[old.tier].remove(entry)
             del self._next[entry.key]
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].insert(entry)
-
-    def released(self, entry: Entry) -> None:
-        """See Policy."""
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].released(entry)
+        super().placed(entry, old)
 
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
         """The operation with the smallest drop, again and again."""

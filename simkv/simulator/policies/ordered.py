@@ -7,7 +7,7 @@ which order entries leave a tier, through an ``EvictionOrder``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -17,7 +17,7 @@ from simkv.simulator.policies.base import Policy
 if TYPE_CHECKING:
     from simkv.simulator.view import StoreView
 
-__all__ = ["EvictionOrder", "OrderedPolicy"]
+__all__ = ["EvictionOrder", "OrderPerTier", "OrderedPolicy"]
 
 
 class EvictionOrder(Protocol):
@@ -39,8 +39,26 @@ class EvictionOrder(Protocol):
         """The unpinned entry that should leave next, None if there is none."""
 
 
+class OrderPerTier(Policy):
+    """A policy that keeps an order of eviction for each tier; ``start`` makes ``_orders``, fast to slow."""
+
+    _orders: Sequence[EvictionOrder]
+
+    def placed(self, entry: Entry, old: Placement | None) -> None:
+        """See Policy."""
+        if old is not None:
+            self._orders[old.tier].remove(entry)
+        if entry.placement is not None:
+            self._orders[entry.placement.tier].insert(entry)
+
+    def released(self, entry: Entry) -> None:
+        """See Policy."""
+        if entry.placement is not None:
+            self._orders[entry.placement.tier].released(entry)
+
+
 @dataclass
-class OrderedPolicy(Policy):
+class OrderedPolicy(OrderPerTier):
     """Base of lru, fifo, lfu, s3fifo, gdsf and clairvoyant.
 
     Args:
@@ -81,18 +99,6 @@ class OrderedPolicy(Policy):
         if self.promote and placement.tier:
             return self._fastest_that_holds(entry.size_bytes)
         return placement
-
-    def placed(self, entry: Entry, old: Placement | None) -> None:
-        """See Policy."""
-        if old is not None:
-            self._orders[old.tier].remove(entry)
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].insert(entry)
-
-    def released(self, entry: Entry) -> None:
-        """See Policy."""
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].released(entry)
 
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
         """The next victims, each to the next slower tier that is large enough at all."""

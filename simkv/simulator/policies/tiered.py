@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from simkv.simulator.entries import Entry, Move, Placement
-from simkv.simulator.policies.base import Policy
 from simkv.simulator.policies.lru import RecencyOrder
+from simkv.simulator.policies.ordered import OrderPerTier
 
 if TYPE_CHECKING:
     from simkv.simulator.view import StoreView
@@ -21,7 +21,7 @@ __all__ = ["TieredLru"]
 
 
 @dataclass
-class TieredLru(Policy):
+class TieredLru(OrderPerTier):
     """New entries to the fastest tier that holds them at all, what must leave to the next slower one, hits back up."""
 
     newcomer_stays: ClassVar[bool] = True
@@ -52,18 +52,6 @@ class TieredLru(Policy):
         assert entry.placement is not None
         self._orders[entry.placement.tier].touch(entry)
         return self._place(entry) if entry.placement.tier else entry.placement
-
-    def placed(self, entry: Entry, old: Placement | None) -> None:
-        """See Policy."""
-        if old is not None:
-            self._orders[old.tier].remove(entry)
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].insert(entry)
-
-    def released(self, entry: Entry) -> None:
-        """See Policy."""
-        if entry.placement is not None:
-            self._orders[entry.placement.tier].released(entry)
 
     def make_room(self, tier: int, need_bytes: int, view: StoreView) -> Iterator[Move]:
         """The least recently used, each to the next slower tier that is large enough at all."""
