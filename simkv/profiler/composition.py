@@ -49,7 +49,8 @@ _WINDOW = 16
 def cut(cache: KVCache, side: PrefillContext, blocks: int) -> list[tuple[KVCache, PrefillContext]]:
     """A cache in ``blocks`` equal blocks, each with the side information that is its own.
 
-    Attention mass is the block's tokens', from all queries of the prefill; queries are the prefill's last for all.
+    Attention mass is the block's tokens', from all queries of the prefill.  Queries are the prefill's last for all, and
+    see the keys before and behind the block, so that a block's tokens have the weights that they have in the prompt.
 
     Raises:
         SimkvError: tokens that cannot be cut into so many equal blocks.
@@ -63,7 +64,9 @@ def cut(cache: KVCache, side: PrefillContext, blocks: int) -> list[tuple[KVCache
         places = slice(start, start + size)
         mass = None if side.attention is None else [layer[:, places] for layer in side.attention]
         piece = KVCache([keys[:, places] for keys in cache.keys], [values[:, places] for values in cache.values])
-        pieces.append((piece, replace(side, attention=mass)))
+        before = [keys[:, :start] for keys in cache.keys]
+        behind = [keys[:, start + size :] for keys in cache.keys]
+        pieces.append((piece, replace(side, attention=mass, earlier_keys=before, later_keys=behind)))
     return pieces
 
 

@@ -101,10 +101,11 @@ def test_a_known_question_is_all_that_is_recent() -> None:
         assert torch.equal(best(_weights(whole, full, layer, 1).mean(0)[0, : len(TOKENS)], 9), kept)
 
 
-def test_keys_of_a_question_must_fit() -> None:
-    """Of other heads or fewer layers, a CompressorError."""
+def test_keys_of_other_tokens_must_fit() -> None:
+    """Of a question or of what stands before: of other heads or fewer layers, a CompressorError."""
     cache, side = _known(_llama(), (9, 11, 13), SnapKV())
     assert side.later_keys is not None
     for wrong in (side.later_keys[:1], [keys[:1] for keys in side.later_keys]):
-        with pytest.raises(CompressorError, match="keys of a question that do not fit"):
-            SnapKV().encode(cache, replace(side, later_keys=wrong), "0.25")
+        for place in ("later_keys", "earlier_keys"):
+            with pytest.raises(CompressorError, match="keys of other tokens that do not fit"):
+                SnapKV().encode(cache, replace(side, **{place: wrong}), "0.25")

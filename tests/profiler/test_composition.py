@@ -19,6 +19,7 @@ from simkv.profiler.composition_rules import RULES, Entries, fitted
 from simkv.profiler.compressors import make_compressor
 from simkv.profiler.compressors.base import DecodedCache, KVCache, PrefillContext
 from simkv.profiler.compressors.dropping import Dropper
+from simkv.profiler.compressors.snapkv import SnapKV
 from simkv.profiler.models import CachedModel
 from simkv.profiler.small.settings import load_cached
 from simkv.profiler.tasks import TASKS
@@ -100,6 +101,24 @@ def test_blocks_take_their_own_side_information() -> None:
         assert torch.equal(side.attention[1][:, 8 * number : 8 * number + 8], own.attention[1])
         assert side.queries is own.queries
         assert 8 == piece.shape.tokens
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8])
+def test_blocks_are_seen_from_the_end_of_the_prompt(blocks: int) -> None:
+    """SnapKV gives the tokens of every block the scores that they have in the whole prompt.
+
+    Before, the last queries counted as each block's own: its last tokens were kept unseen, and what stands before and
+    behind a block took nothing of the attention.
+    """
+    cache, side = prefill(64)
+    dropper = SnapKV(window=8, kernel=1)
+    pieces = cut(cache, side, blocks)
+    for layer in range(3):
+        scores = [dropper.score(piece, own, layer) for piece, own in pieces]
+        assert torch.allclose(dropper.score(cache, side, layer), torch.cat(scores, dim=1), rtol=1e-5, atol=1e-7)
+    for number, (_, own) in enumerate(pieces):
+        expected = list(range(64 // blocks - 8, 64 // blocks)) if number == blocks - 1 else []
+        assert expected == dropper.protected(64 // blocks, 64 // blocks, own.later).tolist()
 
 
 def test_unequal_blocks_and_no_blocks_are_refused() -> None:

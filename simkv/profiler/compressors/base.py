@@ -105,6 +105,8 @@ class PrefillContext:
             ("queries").
         later_keys: per layer [H, L, D], keys after RoPE of L tokens behind the cache's, which the queries belong to
             or see: a question that is known already; None: the queries are the cache's last ("queries").
+        earlier_keys: the same for tokens before the cache's, where it is part of a prompt; None: there are none
+            ("queries").
         attention: per layer [query heads, T], attention mass that each token received, divided by the number of
             queries that could see it ("attention").
         rope_angles: (cos, sin), each [T, D], that made the keys from those before RoPE ("pre_rope").
@@ -115,6 +117,7 @@ class PrefillContext:
     queries: list[Tensor] | None = None
     scalings: list[float] | None = None
     later_keys: list[Tensor] | None = None
+    earlier_keys: list[Tensor] | None = None
     attention: list[Tensor] | None = None
     rope_angles: tuple[Tensor, Tensor] | None = None
     rope_probe: Tensor | None = None

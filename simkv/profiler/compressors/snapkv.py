@@ -19,16 +19,16 @@ def recent_attention(
 ) -> Tensor:
     """Causal attention weights, [query heads, W, T], of the last W queries over a layer's T keys.
 
-    As the model computes them, with its own scaling; weights of keys behind the cache's are not among them.
+    As the model computes them, with its own scaling; weights of keys before and behind the cache's are not among them.
 
     Arguments: queries [query heads, W, D], float32 and after RoPE; query heads are a multiple of the KV heads, in
-    groups of neighbours; ``dropped`` [T], True for keys that may not be seen.  Raises CompressorError for later keys
+    groups of neighbours; ``dropped`` [T], True for keys that may not be seen.  Raises CompressorError for other keys
     that do not fit the cache.
     """
     keys = cache.keys[layer].float()
-    own = keys.shape[1]
-    if context.later_keys is not None:
-        keys = torch.cat([keys, _later(cache, context, layer)], dim=1)
+    before = _others(context.earlier_keys, cache, layer)
+    own = slice(before.shape[1], before.shape[1] + keys.shape[1])
+    keys = torch.cat([before, keys, _others(context.later_keys, cache, layer)], dim=1)
     heads, tokens, head_dim = keys.shape
     query_heads, window = queries.shape[:2]
     scaling = 1 / math.sqrt(head_dim) if context.scalings is None else context.scalings[layer]
@@ -37,15 +37,18 @@ def recent_attention(
     future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
     logits[..., tokens - window :].masked_fill_(future, -torch.inf)
     if dropped is not None:
-        logits[..., :own].masked_fill_(dropped, -torch.inf)
-    return logits.softmax(dim=-1)[..., :own]
+        logits[..., own].masked_fill_(dropped, -torch.inf)
+    return logits.softmax(dim=-1)[..., own]
 
 
-def _later(cache: KVCache, context: PrefillContext, layer: int) -> Tensor:
-    keys, later = cache.keys[layer], context.later_keys or []
-    if len(later) != len(cache.keys) or later[layer].shape != (keys.shape[0], context.later, keys.shape[2]):
-        raise CompressorError(f"keys of a question that do not fit a cache of {cache.shape}")
-    return later[layer].to(keys.device, torch.float32)
+def _others(others: list[Tensor] | None, cache: KVCache, layer: int) -> Tensor:
+    """Keys of a layer, [H, L, D] in float32, that are not the cache's; L is 0 where there are none."""
+    keys = cache.keys[layer]
+    if others is None:
+        return keys[:, :0].float()
+    if len(others) != len(cache.keys) or others[layer].shape != (keys.shape[0], others[0].shape[1], keys.shape[2]):
+        raise CompressorError(f"keys of other tokens that do not fit a cache of {cache.shape}")
+    return others[layer].to(keys.device, torch.float32)
 
 
 def last_queries(dropper: Dropper, cache: KVCache, context: PrefillContext, layer: int, window: int) -> Tensor:
