@@ -23,6 +23,7 @@ from simkv.experiments import load_summary
 from simkv.figures import FIGURE_INPUTS, FIGURES, find_figure, save_figure
 from simkv.figures.goodput import RATE_FACTORS
 from simkv.figures.tables import factor_columns, factor_title, knob_texts
+from simkv.resampling import resampled_seeds
 from simkv.simulator.metrics import Result
 
 __all__ = ["Results", "draw", "fitting_figures", "open_results"]
@@ -34,11 +35,12 @@ _FRAMES = ("requests", "occupancy")
 
 @dataclass(frozen=True)
 class Results:
-    """A table with one row per run, and the folder of every run by its name in column ``run``."""
+    """A table with one row per run, and the folder of every run by its name; ``root`` is a sweep's own folder."""
 
     table: pd.DataFrame
     folders: dict[str, Path]
     chosen: bool = False
+    root: Path | None = None
 
     def only(self, names: Sequence[str]) -> "Results":
         """The runs with one of these labels, or whose name begins so.  Raises ConfigError for one that is not there."""
@@ -98,7 +100,7 @@ def open_results(path: Path) -> Results:
     if not (path / "summary.parquet").is_file():
         raise SimkvError(f"{path}: neither the results of a sweep (no summary.parquet) nor of a run (no meta.json)")
     table = load_summary(path)
-    return Results(table, {str(run): path / "runs" / str(run) for run in table["run"]})
+    return Results(table, {str(run): path / "runs" / str(run) for run in table["run"]}, root=path)
 
 
 def fitting_figures(table: pd.DataFrame) -> list[str]:
@@ -147,7 +149,11 @@ def draw(
     for name, path in files.items():
         try:
             chosen = {key: value for key, value in given.items() if key in known[name]}
-            figure = FIGURES[name](_input(name, results), **{**_defaults(name, results.table), **chosen})
+            chosen = {**_defaults(name, results.table), **chosen}
+            if "resampled" in known[name] and results.root is not None:
+                metrics = [str(chosen.get("metric", "ttft_mean_s")), "quality_mean"]
+                chosen["resampled"] = resampled_seeds(results.table, results.root, metrics)
+            figure = FIGURES[name](_input(name, results), **chosen)
             path.parent.mkdir(parents=True, exist_ok=True)
             written.append(save_figure(figure, path))
         except SimkvError as error:

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simkv.errors import SimkvError
-from simkv.resampling import RESAMPLES, Resampled, interval, resample_results
+from simkv.resampling import Resampled, averaged, interval, resample_results
 
 __all__ = [
     "COMPARED_DELAYS",
@@ -53,7 +53,6 @@ _QUALITY = "quality_mean"
 _BOUND = "bound"
 _UNATTAINABLE = (_BOUND, "clairvoyant")
 _OUTSIDE, _CHORD = "outside", "long chord"
-_SEED = 1
 _FEW = 5
 
 Floats = NDArray[np.float64]
@@ -234,30 +233,19 @@ def _settings(group: pd.DataFrame, delay: str, resampled: Resampled | None) -> t
 
 def _columns(rows: pd.DataFrame, metric: str, resampled: Resampled | None) -> Floats:
     """The metric [1 + resamples, rows] of every row; a row without a run in ``resampled`` keeps its value."""
-    known = rows[metric].to_numpy(dtype=np.float64)
+    known = rows[metric].to_numpy(dtype=np.float64)[None, :]
     if resampled is None:
-        return known[None, :]
+        return known
     if metric not in resampled.values or "run" not in rows:
         raise SimkvError(f"comparison: {metric} was not resampled, or the table has no column run")
-    at = {run: place for place, run in enumerate(resampled.runs)}
-    found = np.repeat(known[None, :], len(resampled.values[metric]), axis=0)
-    for row, run in enumerate(rows["run"]):
-        if run in at:
-            found[1:, row] = resampled.values[metric][1:, at[run]]
-    return found
+    found = resampled.rows(rows, metric)
+    return np.repeat(known, len(resampled.values[metric]), axis=0) if found is None else found
 
 
 def _averages(which: Sequence[NDArray[np.int64]], seeds: NDArray[np.int64], values: Floats) -> tuple[Floats, ...]:
-    """Settings [1 + n, settings] averaged over their seeds: as resampled, and with the seeds resampled instead."""
-    families = np.stack([values[:, rows].mean(axis=1) for rows in which], axis=1)
-    count = int(seeds.max()) + 1
-    if len(values) == 1 or count == 1:
-        return (families,)
-    rng = np.random.default_rng(_SEED)
-    drawn = np.concatenate([np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)])
-    with np.errstate(invalid="ignore"):  # a setting that lacks all the seeds drawn has no value then, nor an interval
-        means = [(drawn[:, seeds[rows]] @ values[0, rows]) / drawn[:, seeds[rows]].sum(axis=1) for rows in which]
-    return families, np.stack(means, axis=1)
+    """Settings averaged over their seeds, with families resampled; with seeds resampled too where there are several."""
+    both = averaged(values, which, seeds)
+    return both[:1] if len(values) == 1 or not seeds.any() else both
 
 
 def _each(settings: pd.DataFrame, points: _Points, others: NDArray[np.bool_]) -> tuple[pd.DataFrame, _Points]:

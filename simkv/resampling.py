@@ -1,8 +1,9 @@
 """Runs resampled: what their means and percentiles would have been with other contexts in the trace.
 
-What it is: the one bootstrap behind every interval of a run or of a comparison of runs.  What it is not: a comparison
-(``comparison.py``) or the intervals of a profile, which are over measured contexts (``profile_curves.py``).  Flow:
-``requests`` frames -> here -> ``comparison.py`` and, for a single run, ``simulator/summary.py``.
+What it is: the one bootstrap behind every interval of a run, of settings averaged over seeds, or of a comparison of
+runs.  What it is not: a comparison (``comparison.py``) or the intervals of a profile, which are over measured contexts
+(``profile_curves.py``).  Flow: ``requests`` frames -> here -> ``comparison.py``, the figures and tables of a sweep
+(``figures/tables.py``) and, for a single run, ``simulator/summary.py``.
 
 **The unit is the family**, not the request: the requests of one session, or without sessions those of one context
 (``traces.transform.families``).  They share a length, a task and a place in the tiers, so resampling them one by one
@@ -37,14 +38,25 @@ from scipy.special import ndtr, stdtrit
 
 from simkv.errors import SimkvError
 
-__all__ = ["RESAMPLES", "Resampled", "interval", "mean_intervals", "resample_results", "resample_runs"]
+__all__ = [
+    "RESAMPLES",
+    "Resampled",
+    "averaged",
+    "interval",
+    "mean_intervals",
+    "resample_results",
+    "resample_runs",
+    "resampled_seeds",
+]
 
 RESAMPLES = 1000
 _TAIL = 0.025
 _ENTROPY = 0xB007
+_SEED = 1
 _CELLS = 1 << 24
 _MOST_UNITS = 2000
 _NEEDED = ["ttft_s", "quality", "measured", "family", "input_tokens"]
+_MEANS = ("ttft_mean_s", "quality_mean")
 _PERCENTILE = re.compile(r"ttft_p(\d{1,2})_s")
 
 Floats = NDArray[np.float64]
@@ -60,6 +72,41 @@ class Resampled:
     runs: tuple[str, ...]
     values: dict[str, Floats]
     families: int
+
+    def rows(self, table: pd.DataFrame, metric: str) -> Floats | None:
+        """The metric [1 + resamples, rows] of a table's rows (column run), as measured where a run is not known.
+
+        None where the metric was not resampled, or no row's run was.
+        """
+        at = {run: place for place, run in enumerate(self.runs)}
+        known = [(row, at[run]) for row, run in enumerate(table["run"]) if run in at] if "run" in table else []
+        if metric not in self.values or not known:
+            return None
+        found = np.repeat(table[metric].to_numpy(dtype=np.float64)[None, :], len(self.values[metric]), axis=0)
+        for row, place in known:
+            found[1:, row] = self.values[metric][1:, place]
+        return found
+
+
+def averaged(values: Floats, which: Sequence[NDArray[np.int64]], seeds: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Settings averaged over their seeds: with families resampled, as ``values`` are, and with seeds resampled instead.
+
+    Args:
+        values: float64[1 + n, rows], as measured and with families resampled; n may be 0.
+        which: the rows of each setting.
+        seeds: int64[rows], number of the seed, from 0.
+
+    Returns:
+        float64[1 + n, settings] and float64[1 + RESAMPLES, settings]; row 0 is as measured.  All settings meet the
+        same draws of seeds; one that lacks all the seeds drawn has NaN.
+    """
+    families = np.stack([values[:, rows].mean(axis=1) for rows in which], axis=1)
+    count = int(seeds.max()) + 1
+    rng = np.random.default_rng(_SEED)
+    drawn = np.concatenate([np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)])
+    with np.errstate(invalid="ignore"):
+        means = [(drawn[:, seeds[rows]] @ values[0, rows]) / drawn[:, seeds[rows]].sum(axis=1) for rows in which]
+    return families, np.stack(means, axis=1)
 
 
 def interval(resampled: Sequence[tuple[Floats, int]]) -> tuple[float, float]:
@@ -111,6 +158,22 @@ def resample_results(results: str | Path, runs: Sequence[str], metrics: Sequence
     return resample_runs(frames, metrics)
 
 
+def resampled_seeds(table: pd.DataFrame, results: str | Path, metrics: Sequence[str]) -> Resampled | None:
+    """``resample_results`` of a sweep's table, for those metrics that can be; None where it has one seed only.
+
+    Raises SimkvError.
+    """
+    runs = table[table["policy"] != "bound"]
+    able = [metric for metric in dict.fromkeys(metrics) if _can(metric)]
+    if runs["seed"].nunique() < 2 or not able:
+        return None
+    return resample_results(results, runs["run"].tolist(), able)
+
+
+def _can(metric: str) -> bool:
+    return metric in _MEANS or _PERCENTILE.fullmatch(metric) is not None
+
+
 def resample_runs(
     frames: Mapping[str, pd.DataFrame], metrics: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Resampled:
@@ -126,7 +189,7 @@ def resample_runs(
         SimkvError: an unknown metric, a missing column, or a run that measured nothing.
     """
     for metric in metrics:
-        if metric not in ("ttft_mean_s", "quality_mean") and not _PERCENTILE.fullmatch(metric):
+        if not _can(metric):
             raise SimkvError(f"metric {metric!r} cannot be resampled; allowed: ttft_mean_s, ttft_pNN_s, quality_mean")
     for name, frame in frames.items():
         if missing := [column for column in _NEEDED if column not in frame]:

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from simkv.errors import ConfigError, SimkvError, unknown_name
 from simkv.figures.style import (
     COLUMN_IN,
+    FAINT,
     PAGE_IN,
     SeriesStyle,
     legend_above,
@@ -25,7 +27,16 @@ from simkv.figures.style import (
     styled,
     tier_title,
 )
-from simkv.figures.tables import average_seeds, interval_columns, knob_texts, metric_label, need_columns, panel_groups
+from simkv.figures.tables import (
+    average_seeds,
+    interval_columns,
+    interval_note,
+    knob_texts,
+    metric_label,
+    need_columns,
+    panel_groups,
+)
+from simkv.resampling import Resampled
 from simkv.units import NS_PER_S, parse_bytes, parse_duration_ns, parse_rate
 
 __all__ = ["capacity_sweep"]
@@ -47,7 +58,13 @@ def _policies(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @styled
-def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", metric: str = "ttft_mean_s") -> Figure:
+def capacity_sweep(
+    table: pd.DataFrame,
+    *,
+    factor: str = "tiers.dram.capacity",
+    metric: str = "ttft_mean_s",
+    resampled: Resampled | None = None,
+) -> Figure:
     """A metric against a grid factor, one line per label and parameter setting, with 95 % bands.
 
     Args:
@@ -55,6 +72,7 @@ def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", 
         factor: dotted key of the sweep's grid; sizes are drawn in GiB, bandwidths in GB/s, durations in s.
             "unlimited" is put at the right end.
         metric: a name of ``tables.METRICS``; its axis is logarithmic where it differs by a factor of 30 or more.
+        resampled: the metric of the runs with several seeds, for their bands.
 
     Raises:
         SimkvError: missing columns, fewer than two values of the factor, values that are no quantity.
@@ -66,7 +84,7 @@ def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", 
         raise SimkvError(unknown_name("grid factor", factor, factors))
     if factor.startswith("policy."):
         raise SimkvError(f"{factor}: a parameter of a policy is no grid factor; delay-quality shows it along the curve")
-    points = average_seeds(_policies(table), [metric])
+    points = average_seeds(_policies(table), [metric], resampled)
     if factor not in points:
         raise SimkvError(f"{factor}: only one value, {table[factor].iloc[0]}; a sweep needs two or more")
     points[[metric, *interval_columns(metric)]] /= scale
@@ -83,7 +101,9 @@ def capacity_sweep(table: pd.DataFrame, *, factor: str = "tiers.dram.capacity", 
         _draw_panel(axes, group.assign(x=group[factor].map(places)), metric, styles, handles)
     _set_x(grid[0], places)
     _set_y(grid[0], float(points[metric].min()), float(points[metric].max()))
-    legend_above(figure, [handles[series] for series in styles], list(styles))
+    text = interval_note(points) if any(axes.collections for axes in grid) else ""
+    note = (Patch(facecolor=FAINT, alpha=0.3, linewidth=0), text) if text else None
+    legend_above(figure, [handles[series] for series in styles], list(styles), note)
     return figure
 
 

@@ -15,6 +15,7 @@ from simkv.errors import SimkvError
 from simkv.figures.placing import add_better_arrow, annotate_points, ends_first, ink_of
 from simkv.figures.style import (
     COLUMN_IN,
+    FAINT,
     PAGE_IN,
     SeriesStyle,
     legend_above,
@@ -26,8 +27,9 @@ from simkv.figures.style import (
     shade,
     styled,
 )
-from simkv.figures.tables import average_seeds, interval_columns, knob_texts, panel_groups
+from simkv.figures.tables import average_seeds, interval_columns, interval_note, knob_texts, panel_groups
 from simkv.profiles import pareto_front
+from simkv.resampling import Resampled
 
 __all__ = ["delay_quality"]
 
@@ -41,7 +43,9 @@ _FRONT: dict[str, Any] = {"color": "#d2d2d2", "linewidth": 2.6, "solid_capstyle"
 
 
 @styled
-def delay_quality(table: pd.DataFrame, *, log_x: bool = False, notes: bool = True) -> Figure:
+def delay_quality(
+    table: pd.DataFrame, *, log_x: bool = False, notes: bool = True, resampled: Resampled | None = None
+) -> Figure:
     """Mean TTFT (s) against mean quality, one line with markers per label; up and left is better.
 
     The Pareto front is that of all points of a panel but bounds and clairvoyant policies, which nobody can attain.
@@ -50,14 +54,15 @@ def delay_quality(table: pd.DataFrame, *, log_x: bool = False, notes: bool = Tru
 
     Args:
         table: summary rows; needs label, ttft_mean_s, quality_mean; uses params, seed and the interval columns.
-            Rows that differ in nothing but the seed become one point with a t interval over the seeds.
+            Rows that differ in nothing but the seed become one point with the interval of ``average_seeds``.
         log_x: logarithmic delay axis.
         notes: write the knob value beside at most twelve points per panel, where there is room.
+        resampled: ttft_mean_s and quality_mean of the runs with several seeds, for their intervals.
 
     Raises:
         SimkvError: missing columns, no finite points, more than twelve panels.
     """
-    points = average_seeds(table, [_DELAY, _QUALITY])
+    points = average_seeds(table, [_DELAY, _QUALITY], resampled)
     points["knob"] = knob_texts(points)
     panels = panel_groups(points, _MOST_PANELS)
     rows, columns = panel_grid(len(panels))
@@ -70,7 +75,9 @@ def delay_quality(table: pd.DataFrame, *, log_x: bool = False, notes: bool = Tru
         _draw_panel(axes, group, styles, handles)
     _set_limits(grid[0], _seen(points), log_x)
     order = [*styles, *(name for name in handles if name not in styles)]
-    legend_above(figure, [handles[name] for name in order], order)
+    cross = grid[0].errorbar([], [], xerr=[], yerr=[], fmt="none", ecolor=FAINT, elinewidth=0.7)
+    text = interval_note(points)
+    legend_above(figure, [handles[name] for name in order], order, (cross, text) if text else None)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, (_, group) in zip(grid, panels, strict=True):

@@ -7,11 +7,20 @@ rate; a line per policy setting, from the summary table of a sweep over rates.  
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from simkv.errors import SimkvError
 from simkv.figures.style import FAINT, PAGE_IN, SeriesStyle, legend_above, new_figure, series_styles, styled
-from simkv.figures.tables import average_seeds, factor_columns, interval_columns, knob_texts, need_columns, panel_groups
+from simkv.figures.tables import (
+    average_seeds,
+    factor_columns,
+    interval_columns,
+    interval_note,
+    knob_texts,
+    need_columns,
+    panel_groups,
+)
 
 __all__ = ["RATE_FACTORS", "goodput"]
 
@@ -32,7 +41,7 @@ def goodput(table: pd.DataFrame) -> Figure:
     Args:
         table: summary rows with label, slo_share, goodput_per_s and request_rate_per_s, over two or more rates (a
             factor of ``RATE_FACTORS``); other factors make further rows of panels.  Rows that differ only in the seed
-            are averaged; bands are 95 % intervals of the share.
+            are averaged; bands are 95 % intervals of the share, seeds resampled where there are several.
 
     Raises:
         SimkvError: missing columns, a single rate, more than six rows of panels.
@@ -57,7 +66,9 @@ def goodput(table: pd.DataFrame) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel("Requests sent per second")
     grid[0, 0].set_xlim(0, points[_RATE].max() * 1.03)
-    legend_above(figure, [handles[series] for series in styles], list(styles))
+    text = interval_note(points)
+    note = (Patch(facecolor=FAINT, alpha=0.3, linewidth=0), text) if text else None
+    legend_above(figure, [handles[series] for series in styles], list(styles), note)
     return figure
 
 

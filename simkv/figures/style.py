@@ -51,6 +51,7 @@ _LEGEND_KEY_IN = 0.38
 _TALLEST_IN = 100
 _MOST_LABELS = 200
 _LEGEND_MARGIN_IN = 0.2
+_NOTE_CHARACTERS = 24
 _CHARACTERS_PER_IN = 13.5
 
 LOOK: Any = {
@@ -201,12 +202,19 @@ def panel_axes(figure: Figure, titles: Sequence[str], xlabel: str, ylabel: str) 
     return list(grid.flat[:count])
 
 
-def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Put one legend above all panels, in as many columns as fit, and grow the figure by its height."""
+def legend_above(
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], note: tuple[Any, str] | None = None
+) -> None:
+    """Put one legend above all panels, in as many columns as fit, and grow the figure by its height.
+
+    ``note``, a handle and its text, comes last, in short lines that do not cost a column.
+    """
     if not labels:
         return
     width, height = figure.get_size_inches()
     labels = [textwrap.fill(label, int(width * _CHARACTERS_PER_IN)) for label in labels]
+    if note is not None:
+        handles, labels = [*handles, note[0]], [*labels, textwrap.fill(note[1], _NOTE_CHARACTERS)]
     size = float(matplotlib.rcParams["legend.fontsize"])
     needs = [_width_in(label, size) + _LEGEND_KEY_IN for label in labels]
     columns = len(labels)

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from simkv.errors import SimkvError, unknown_name
 from simkv.figures.style import tier_title
+from simkv.resampling import Resampled, averaged, interval
 
 __all__ = [
     "METRICS",
     "average_seeds",
     "factor_columns",
     "interval_columns",
+    "interval_note",
     "knob_texts",
     "metric_label",
     "need_columns",
@@ -53,7 +54,7 @@ METRICS: dict[str, tuple[str, float]] = {
 _UNDOTTED_FACTORS = ("tasks", "model")
 _SYMBOLS = {"alpha": "\N{GREEK SMALL LETTER ALPHA}"}
 _LONGEST_VARIANT = 8
-_COVERAGE = 0.975
+_UNITS = ("contexts", "seeds")
 
 
 def need_columns(frame: pd.DataFrame, columns: Iterable[str], what: str) -> None:
@@ -90,12 +91,21 @@ def factor_columns(table: pd.DataFrame) -> list[str]:
     return [column for column in candidates if table[column].map(_text).nunique() > 1]
 
 
-def average_seeds(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+def interval_note(points: pd.DataFrame) -> str:
+    """What the intervals of ``average_seeds`` are: "95 % interval: contexts resampled"; "" where there are none."""
+    kinds = " ".join(points["interval"].unique())
+    units = [unit for unit in _UNITS if unit in kinds]
+    return f"95 % interval: {' and '.join(units)} resampled" if units else ""
+
+
+def average_seeds(table: pd.DataFrame, metrics: Sequence[str], resampled: Resampled | None = None) -> pd.DataFrame:
     """One row per (label, parameters, varying grid factors), in order of first appearance.
 
     Columns: label, policy, params (dict), the varying factors as text, seeds (rows averaged), and per metric its mean
-    and the two columns of ``interval_columns``: over several rows the 95 % t interval of their mean, for a single
-    row the interval that the run recorded, NaN where there is none.
+    and the two columns of ``interval_columns``, NaN where there is no interval: for a single row the 95 % interval
+    that the run recorded, over several that of ``simkv.resampling``, seeds resampled and, where ``resampled`` has the
+    metric of the rows' runs (column run), families of contexts too.  Column interval says what was resampled for the
+    first metric: "contexts", "seeds", "contexts and seeds" or "".
 
     Raises:
         SimkvError: missing columns, no rows, malformed params, or no row with a number for every metric.
@@ -118,7 +128,9 @@ def average_seeds(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
         point["policy"] = _text(group["policy"].iloc[0]) if "policy" in group else ""
         point |= {factor: _text(group[factor].iloc[0]) for factor in factors}
         for metric in metrics:
-            point |= _mean_and_interval(group, metric)
+            found, kind = _mean_and_interval(group, metric, resampled)
+            point |= found
+            point.setdefault("interval", kind)
         points.append(point)
     frame = pd.DataFrame(points)
     frame = frame[np.isfinite(frame[list(metrics)].to_numpy(dtype=float)).all(axis=1)].reset_index(drop=True)
@@ -176,18 +188,25 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _mean_and_interval(group: pd.DataFrame, metric: str) -> dict[str, float]:
+def _mean_and_interval(group: pd.DataFrame, metric: str, resampled: Resampled | None) -> tuple[dict[str, float], str]:
+    """The metric's mean and its ends by column, and what was resampled for them."""
     low, high = interval_columns(metric)
     values = pd.to_numeric(group[metric], errors="coerce").to_numpy(dtype=float)
-    group, values = group[np.isfinite(values)], values[np.isfinite(values)]
+    group, values = group.assign(**{metric: values})[np.isfinite(values)], values[np.isfinite(values)]
     if not len(values):
-        return {metric: np.nan, low: np.nan, high: np.nan}
-    mean = float(values.mean())
-    if len(values) > 1:
-        half = float(stdtrit(len(values) - 1, _COVERAGE) * values.std(ddof=1) / np.sqrt(len(values)))
-        return {metric: mean, low: mean - half, high: mean + half}
-    ends = [float(group[column].iloc[0]) if column in group else np.nan for column in (low, high)]
-    return {metric: mean, low: ends[0], high: ends[1]}
+        return {metric: np.nan, low: np.nan, high: np.nan}, ""
+    if len(values) == 1:
+        ends = tuple(float(group[column].iloc[0]) if column in group else np.nan for column in (low, high))
+        kind = _UNITS[0]
+    else:
+        drawn = None if resampled is None else resampled.rows(group, metric)
+        rows = np.arange(len(values))
+        over_families, over_seeds = averaged(values[None, :] if drawn is None else drawn, [rows], rows)
+        families = 0 if resampled is None else resampled.families
+        ends = interval([(over_families[:, 0], families), (over_seeds[:, 0], len(values))])
+        kind = _UNITS[1] if drawn is None else " and ".join(_UNITS)
+    known = bool(np.isfinite(ends).all())
+    return {metric: float(values.mean()), low: ends[0], high: ends[1]}, kind if known else ""
 
 
 def panel_groups(points: pd.DataFrame, most: int, apart_from: Sequence[str] = ()) -> list[tuple[str, pd.DataFrame]]:

@@ -41,7 +41,8 @@ def test_lines_are_the_means_over_seeds_by_rate() -> None:
     np.testing.assert_allclose(expected, line(left, 0))
     np.testing.assert_allclose(expected[:, 0] * expected[:, 1], line(right, 0)[:, 1])
     np.testing.assert_allclose([0.99, 0.99, 0.49, 0.24], line(left, 1)[:, 1])
-    assert ["AdaptCache", "Offload"] == [text.get_text() for text in figure.legends[0].get_texts()]
+    note = "95 % interval: seeds\nresampled"
+    assert ["AdaptCache", "Offload", note] == [text.get_text() for text in figure.legends[0].get_texts()]
     assert "Requests sent per second" == left.get_xlabel() == right.get_xlabel()
 
 

@@ -12,7 +12,8 @@ from simkv.errors import SimkvError
 from simkv.figures.placing import add_better_arrow, annotate_points, ends_first, ink_of
 from simkv.figures.runs import thinned
 from simkv.figures.style import new_figure, panel_grid, series_styles, shade, tier_colours, tint
-from simkv.figures.tables import average_seeds, factor_columns, interval_columns, knob_texts
+from simkv.figures.tables import average_seeds, factor_columns, interval_columns, interval_note, knob_texts
+from simkv.resampling import Resampled
 from tests.figures.frames import summary_row
 
 
@@ -43,6 +44,40 @@ def test_a_seed_without_a_number_does_not_take_the_others_with_it() -> None:
     frame = table({"seed": 0, "ttft_mean_s": 2.0}, {"seed": 1, "ttft_mean_s": np.nan})
     point = average_seeds(frame, ["ttft_mean_s"]).iloc[0]
     assert 2.0 == point["ttft_mean_s"]
+
+
+def test_intervals_over_seeds_are_of_seeds_and_contexts() -> None:
+    """By hand: seeds of 1 and 3 s span [1, 3]; contexts resampled give means of 1 and 4 s; together [1, 4].
+
+    A metric that was not resampled has the seeds' interval alone, and a single seed the one that its run recorded.
+    """
+    frame = table({"seed": 1, "ttft_mean_s": 1.0, "run": "a"}, {"seed": 2, "ttft_mean_s": 3.0, "run": "b"})
+    drawn = Resampled(("b", "a"), {"ttft_mean_s": np.array([[3.0, 1.0], [2.0, 0.0], [6.0, 2.0]])}, 50)
+    metrics = ["ttft_mean_s", "token_hit_ratio"]
+    point = average_seeds(frame, metrics, drawn).iloc[0]
+    assert (1.0, 2.0, 4.0) == tuple(point[["ttft_mean_low_s", "ttft_mean_s", "ttft_mean_high_s"]])
+    assert (0.6, 0.6) == pytest.approx(tuple(point[["token_hit_ratio_low", "token_hit_ratio_high"]]))
+    point = average_seeds(frame, metrics).iloc[0]
+    assert (1.0, 3.0) == tuple(point[["ttft_mean_low_s", "ttft_mean_high_s"]])
+    point = average_seeds(frame[:1], metrics, drawn).iloc[0]
+    assert (0.95, 1.05) == tuple(point[["ttft_mean_low_s", "ttft_mean_high_s"]])
+
+
+def test_intervals_say_what_was_resampled() -> None:
+    """Contexts for a run, seeds for a table of several, both where the runs' requests are known; nothing for none."""
+    frame = table({"seed": 1, "run": "a"}, {"seed": 2, "run": "b"})
+    drawn = Resampled(("a", "b"), {"ttft_mean_s": np.ones((3, 2))}, 50)
+    notes = [
+        interval_note(average_seeds(*arguments))
+        for arguments in (
+            (frame[:1], ["ttft_mean_s"]),
+            (frame, ["ttft_mean_s"]),
+            (frame, ["ttft_mean_s"], drawn),
+            (frame[:1], ["token_hit_ratio"]),
+        )
+    ]
+    what = ("contexts", "seeds", "contexts and seeds")
+    assert [*(f"95 % interval: {units} resampled" for units in what), ""] == notes
 
 
 def test_only_factors_that_vary_are_factors() -> None:

@@ -104,11 +104,11 @@ def test_capacity_sweep_reads_sizes_and_averages_seeds() -> None:
 
 
 def test_capacity_sweep_bands_are_the_intervals() -> None:
-    """The band of three seeds 0.01 apart is their t interval."""
-    band = capacity_sweep(over_capacity()).axes[0].collections[0]
-    half = 4.302653 * 0.01 / np.sqrt(3)
-    edges = band.get_paths()[0].vertices
-    np.testing.assert_allclose([0.41 - half, 0.61 + half], [edges[:, 1].min(), edges[:, 1].max()], rtol=1e-6)
+    """The band of three seeds 0.01 apart reaches from one to the other, and the legend says what it is."""
+    figure = capacity_sweep(over_capacity())
+    edges = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert "95 % interval: seeds\nresampled" == figure.legends[0].get_texts()[-1].get_text()
+    np.testing.assert_allclose([0.41 - 0.01, 0.61 + 0.01], [edges[:, 1].min(), edges[:, 1].max()], rtol=1e-6)
 
 
 def test_capacity_sweep_without_intervals_draws_no_band() -> None:
@@ -116,6 +116,7 @@ def test_capacity_sweep_without_intervals_draws_no_band() -> None:
     table = over_capacity()
     figure = capacity_sweep(table[table["seed"] == 0], metric="token_hit_ratio")
     assert (0, 2) == (len(figure.axes[0].collections), len(figure.axes[0].lines))
+    assert 2 == len(figure.legends[0].get_texts())
 
 
 def test_capacity_sweep_puts_unlimited_last() -> None:
