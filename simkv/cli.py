@@ -134,7 +134,10 @@ def sweep(
     set_: Changes = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what is there.")] = False,
     compare: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Compare this policy's curve, or the Bound's, with the others.")
+        str | None,
+        typer.Option(
+            metavar="LABEL", help="Compare this policy's curve, or the Bound's, with the others; in JSON too."
+        ),
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="Q,...", help="Compare curves at these qualities, not with every setting.")
@@ -145,34 +148,36 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Compute a study and print its policy table.  Runs that are there already are not computed again."""
-    from simkv.cli_results import print_comparison, print_policies, study_rows, study_traces
-    from simkv.experiment_bounds import bound_label
+    from simkv.cli_results import (
+        comparison,
+        comparison_rows,
+        print_comparison,
+        print_policies,
+        study_rows,
+        study_traces,
+    )
 
     study = _study(config, set_)
-    labels = [entry.policy.title for entry in study.policies] + ([bound_label(study.bound)] if study.bound else [])
-    if compare is not None and compare not in labels:
-        raise ConfigError(f"--compare: {unknown_name('label', compare, labels)}")
-    if compare is None and at is not None:
-        raise ConfigError("--at: says at which qualities to compare; it needs --compare LABEL")
-    qualities = _numbers("--at", at) or []
-    if wrong := [quality for quality in qualities if not 0 < quality <= 1]:
-        raise ConfigError(f"--at {at}: quality {wrong[0]:g} is not allowed; it must be above 0 and at most 1")
+    qualities = _compared_qualities(study, compare, at)
     folder = _default_folder(study.base.name) if out is None else out
     table, failure = _computed(study, folder, workers, fresh)
     runs = table[table["policy"] != "bound"]
     for facts in study_traces(folder, table):
         report_notes(facts)
     figures = [] if no_plots else _draw_fitting(folder)
-    if as_json:
+    if as_json and compare is not None:
+        compared = comparison(table, compare, folder, qualities)
+        print_json({"runs": study_rows(table), "comparison": comparison_rows(compared)})
+    elif as_json:
         print_json(study_rows(table))
     else:
-        print_policies(table)
+        print_policies(table, folder)
         print(f"\n{len(runs)} runs in {folder}: summary.parquet, summary.csv")
         if figures:
             print(f"figures in {folder / 'figures'}: {', '.join(path.name for path in figures)}")
         if compare is not None:
             print()
-            print_comparison(table, compare, folder, qualities)
+            print_comparison(comparison(table, compare, folder, qualities), compare, folder)
     if failure is not None:
         say(f"error: {failure}")
         raise typer.Exit(1)
@@ -187,6 +192,21 @@ def _study(config: Path, texts: Iterable[str] | None) -> "StudyConfig":
         alone = PolicyGrid(policy=asked.policy, grid={})
         asked = StudyConfig(base=asked, grid={}, policies=(alone,), source=str(config))
     return override(asked, changes(texts))
+
+
+def _compared_qualities(study: "StudyConfig", compare: str | None, at: str | None) -> list[float]:
+    """The qualities of ``--at``, none if it is not given.  Raises ConfigError for these or a label that cannot be."""
+    from simkv.experiment_bounds import bound_label
+
+    labels = [entry.policy.title for entry in study.policies] + ([bound_label(study.bound)] if study.bound else [])
+    if compare is not None and compare not in labels:
+        raise ConfigError(f"--compare: {unknown_name('label', compare, labels)}")
+    if compare is None and at is not None:
+        raise ConfigError("--at: says at which qualities to compare; it needs --compare LABEL")
+    qualities = _numbers("--at", at) or []
+    if wrong := [quality for quality in qualities if not 0 < quality <= 1]:
+        raise ConfigError(f"--at {at}: quality {wrong[0]:g} is not allowed; it must be above 0 and at most 1")
+    return qualities
 
 
 def _default_folder(name: str) -> Path:

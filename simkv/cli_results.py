@@ -18,11 +18,21 @@ from simkv.comparison import COMPARED_DELAYS, compared_results
 from simkv.experiment_bounds import BOUND
 from simkv.experiment_files import staged
 from simkv.figures.style import tier_title
-from simkv.figures.tables import average_seeds, factor_columns, knob_texts
+from simkv.figures.tables import average_seeds, factor_columns, interval_columns, interval_note, knob_texts
+from simkv.resampling import resampled_seeds
 from simkv.simulator.metrics import Result
 from simkv.units import format_bytes
 
-__all__ = ["print_bound", "print_comparison", "print_policies", "print_summary", "study_rows", "study_traces"]
+__all__ = [
+    "comparison",
+    "comparison_rows",
+    "print_bound",
+    "print_comparison",
+    "print_policies",
+    "print_summary",
+    "study_rows",
+    "study_traces",
+]
 
 _LOG = logging.getLogger(__name__)
 _TIMES = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")
@@ -33,6 +43,7 @@ _MOVED = {
 }
 _MARKS = {"": "", "long chord": "*", "outside": "+"}
 _SERVICE = {"tpot_mean_s": "TPOT (s)", "slo_share": "in SLO (%)", "goodput_per_s": "goodput (1/s)"}
+_RANGES = ("[TTFT]", "[quality]")
 _REQUESTS, _TOKENS = "request_share_", "token_share_"
 
 
@@ -113,20 +124,27 @@ def _lifetime(years: float | None) -> str:
     return "unknown (needs writes to a tier with an endurance)" if years is None else f"{years:.3g} years"
 
 
-def print_policies(table: pd.DataFrame) -> None:
-    """One row per policy, setting and factors of a sweep, averaged over seeds; bounds are for ``print_bound``."""
+def print_policies(table: pd.DataFrame, results: Path) -> None:
+    """One row per policy, setting and factors of a sweep, averaged over seeds; bounds are for ``print_bound``.
+
+    Intervals over several seeds need the requests of the runs in the folder of results.  Raises SimkvError.
+    """
     table = table[table["policy"] != BOUND]
     kind = _share_kind(table["blocks_mean"].max())
     shares = [str(column) for column in table.columns if str(column).startswith(kind)]
     shares.sort(key=f"{kind}recompute".__eq__)
     service = {key: head for key, head in _SERVICE.items() if key in table and table[key].notna().all()}
     metrics = [*_TIMES, "quality_mean", *service, *shares, *_MOVED]
-    points = average_seeds(table.fillna(dict.fromkeys([*shares, *_MOVED], 0.0)), metrics)
+    resampled = resampled_seeds(table, results, [metrics[0], "quality_mean"])
+    points = average_seeds(table.fillna(dict.fromkeys([*shares, *_MOVED], 0.0)), metrics, resampled)
+    note = interval_note(points)
     points["knob"] = knob_texts(points)
     factors = factor_columns(points)
     seeds = ["seeds"] if (points["seeds"] > 1).any() else []
     tiers = [tier_title(share.removeprefix(kind)).replace("recompute", "recomp.") for share in shares]
-    headers = ["policy", "setting", *factors, *seeds, "TTFT (s)", "p50 (s)", "p90 (s)", "p99 (s)", "quality"]
+    ranges = [*_RANGES] if note else []
+    headers = ["policy", "setting", *factors, *seeds, "TTFT (s)", *ranges[:1], "p50 (s)", "p90 (s)", "p99 (s)"]
+    headers += ["quality", *ranges[1:]]
     headers += [*service.values(), *(f"{tier} (%)" for tier in tiers), *_MOVED.values()]
     unused = [f"{tier} (%)" for tier, share in zip(tiers, shares, strict=True) if not points[share].any()]
     rows = [
@@ -134,7 +152,10 @@ def print_policies(table: pd.DataFrame) -> None:
             str(point["label"]),
             str(point["knob"]),
             *(str(point[column]) for column in (*factors, *seeds)),
-            *(fixed(point[column]) for column in (*_TIMES, "quality_mean")),
+            fixed(point["ttft_mean_s"]),
+            *(_spread(point, "ttft_mean_s") for _ in ranges[:1]),
+            *(fixed(point[column]) for column in (*_TIMES[1:], "quality_mean")),
+            *(_spread(point, "quality_mean") for _ in ranges[1:]),
             *(percent(point[key]) if head.endswith("(%)") else fixed(point[key]) for key, head in service.items()),
             *(percent(point[column]) for column in shares),
             *(format_bytes(point[column]) for column in list(_MOVED)[:2]),
@@ -143,12 +164,19 @@ def print_policies(table: pd.DataFrame) -> None:
         for point in points.to_dict("records")
     ]
     moved = [name for column, name in _MOVED.items() if not points[column].any()]
-    spare = [*unused, *moved, "p50 (s)", "p99 (s)", *reversed(_MOVED.values()), "p90 (s)"]
+    spare = [*unused, *reversed(ranges), *moved, "p50 (s)", "p99 (s)", *reversed(_MOVED.values()), "p90 (s)"]
     print_table(headers, rows, text=2 + len(factors), spare=list(dict.fromkeys(spare)))
     of = "requests, by the slowest tier that they loaded from" if kind == _REQUESTS else "prompt tokens"
     print(f"TTFT is the mean; shares are of {of}; the last three columns are per request, over the whole run")
+    if note:
+        print(f"in brackets: {note}")
     for warning in dict.fromkeys(text for texts in table["warnings"] for text in json.loads(texts)):
         _LOG.warning("%s", warning)
+
+
+def _spread(point: dict[str, Any], metric: str) -> str:
+    low, high = (point[column] for column in interval_columns(metric))
+    return f"[{fixed(low)}, {fixed(high)}]" if low == low else ""
 
 
 def print_bound(corners: pd.DataFrame) -> None:
@@ -168,16 +196,26 @@ def print_bound(corners: pd.DataFrame) -> None:
     print("between two rows the bound is straight; utility is alpha x quality - TTFT, means over the measured requests")
 
 
-def print_comparison(table: pd.DataFrame, label: str, results: Path, at: list[float]) -> None:
+def comparison(table: pd.DataFrame, label: str, results: Path, at: list[float]) -> pd.DataFrame:
     """One policy's operating curve against every setting of the others, or against their curves at given qualities.
 
-    Written to ``comparison.csv`` in the folder of results, too, where the mean TTFT and its 90th percentile are apart.
-    Raises SimkvError for an unknown label.
+    Written to ``comparison.csv`` in the folder of results, too.  Raises SimkvError for an unknown label.
     """
-    factors = factor_columns(table)
-    compared = compared_results(table, label, results, by=factors, at=at)
+    compared = compared_results(table, label, results, by=factor_columns(table), at=at)
     with staged(results / "comparison.csv") as temporary:
         compared.to_csv(temporary, index=False)
+    return compared
+
+
+def comparison_rows(compared: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a comparison for JSON, with the parameters as an object again (empty for whole curves)."""
+    return [{**row, "params": json.loads(row["params"] or "{}")} for row in records(compared)]
+
+
+def print_comparison(compared: pd.DataFrame, label: str, results: Path) -> None:
+    """A ``comparison`` as a table: the mean TTFT and its 90th percentile in one row."""
+    factors = [str(column) for column in compared.columns[: compared.columns.get_loc("delay")]]
+    at = (compared["params"] == "").all()
     means, tails = (compared[compared["delay"] == delay].reset_index(drop=True) for delay in COMPARED_DELAYS)
     means["knob"] = _settings(means)
     place = ["baseline", "params", *factors, *(["quality_mean"] if at else [])]

@@ -275,6 +275,20 @@ def test_sweep_compares_curves(folder: Path, swept: Path) -> None:
     ).all()
 
 
+def test_sweep_compares_in_json(folder: Path, swept: Path) -> None:
+    """``--json`` with ``--compare`` is one object: the runs as without it, and the rows of ``comparison.csv``."""
+    args = ("sweep", folder / "study.toml", "--out", swept, "--no-plots", "--json")
+    found = json.loads(call(*args, "--compare", "KIVI + LRU").stdout)
+    assert {"runs", "comparison"} == set(found)
+    assert json.loads(call(*args).stdout) == found["runs"]
+    written = pd.read_csv(swept / "comparison.csv")
+    assert written["delay_s"].tolist() == [row["delay_s"] for row in found["comparison"]]
+    assert list(written.columns) == list(found["comparison"][0])
+    assert {"Recompute"} == {row["baseline"] for row in found["comparison"]}
+    at = json.loads(call(*args, "--compare", "KIVI + LRU", "--at", "0.9").stdout)["comparison"]
+    assert [0.9] * len(at) == [row["quality_mean"] for row in at] and {} == at[0]["params"]
+
+
 def test_sweep_compares_curves_at_qualities(folder: Path, swept: Path) -> None:
     """``--at`` compares whole curves, a line per quality, and is refused without ``--compare`` or with words."""
     args = ("sweep", folder / "study.toml", "--out", swept, "--no-plots")
@@ -314,6 +328,9 @@ def test_sweep_of_a_single_run(folder: Path, monkeypatch: pytest.MonkeyPatch, tm
     assert not Path("results/small/figures/delay-quality.png").exists()
     outcome = call("sweep", folder / "run.toml", "--set", "grid.seed=[1, 2]", "--no-plots")
     assert "seeds" in outcome.stdout.splitlines()[0].split()
+    assert "in brackets: 95 % interval: contexts and seeds resampled" in outcome.stdout
+    low, high = outcome.stdout.splitlines()[1].partition("[")[2].partition("]")[0].split(", ")
+    assert float(low) <= float(outcome.stdout.splitlines()[1].split("[")[0].split()[-1]) <= float(high)
     assert 2 == len(pd.read_parquet("results/small/summary.parquet"))
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simkv import cli_results
 from simkv.cli_output import duration, fixed, percent, print_json, print_table, records
 from simkv.cli_results import print_comparison
 
@@ -81,9 +80,7 @@ def test_narrow_terminal_leaves_out_spare_columns() -> None:
     assert 80 >= max(len(line) for line in lines[2:])
 
 
-def test_an_end_that_no_number_has_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_end_that_no_number_has_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Where resamples' curves do not reach, an interval of the gain goes from "below"; the legend says what it is."""
     ratio = {"delay_ratio": 1.5, "delay_ratio_low": 0.0, "delay_ratio_high": math.inf, "delay_ratio_flag": ""}
     gain = {
@@ -94,8 +91,7 @@ def test_an_end_that_no_number_has_is_told(
     }
     place = {"delay": "ttft_mean_s", "baseline": "LRU", "params": "", "delay_s": 1.0, "quality_mean": 0.9}
     compared = pd.DataFrame([{**place, **ratio, **gain}])
-    monkeypatch.setattr(cli_results, "compared_results", lambda *args, **options: compared)
-    print_comparison(pd.DataFrame({"label": ["LRU"]}), "Ours", tmp_path, [])
+    print_comparison(compared, "Ours", tmp_path)
     shown = capsys.readouterr().out
     assert "1.50 (0.00 to above)" in shown and "2.0+ (below to 3.0)" in shown
     assert "below, above: a curve does not reach in so many resamples" in shown
