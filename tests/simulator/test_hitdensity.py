@@ -68,6 +68,54 @@ def test_what_is_never_worth_loading_is_not_stored() -> None:
     assert {} == stored(run([[0], [0]], "hitdensity", params={"methods": []}, tiers=slow))
 
 
+def test_what_is_waited_for_is_the_slowest_group_of_a_chain() -> None:
+    """Eight blocks or more over DRAM of one channel and an SSD of two, 900 us each: both lanes bear half of the wait.
+
+    SSD kivi:4 has a channel to itself, so it is free until it takes as long, and its transfer of 100 us counts in full
+    where it alone takes 1 ms; once the two channels are busy for 1 ms each, every transfer from SSD counts half of
+    that for its channel and half, over two channels, for the tier.
+    """
+    view = make_engine([[0]], tiers=two_tiers(9, 9, channels=2)).store.view
+    gains = Gains(view, [0, 1, 2], 0.0, 0.85, 0.0)
+    entry, chain = Entry(0, 100, 0, 0, 0), Chain(0.0, 800, 8, gains.lane_count)
+
+    def waits_us() -> list[float]:
+        """Of a block from DRAM raw, SSD raw and SSD kivi:4, decompression included."""
+        table = {place: gain for gain, _, place in gains.options(entry, chain, 0, gains.bottleneck(chain))}
+        asked = [view.placement(tier, name) for tier, name in (("dram", "raw"), ("ssd", "raw"), ("ssd", "kivi:4"))]
+        return [1_000 - table[place] * 1e6 for place in asked]
+
+    chain.shift(gains.lanes[0][0], 900_000)
+    assert pytest.approx([100, 0, 20]) == waits_us()
+    chain.shift(gains.lanes[1][0], 900_000)
+    assert pytest.approx([50, 100, 20]) == waits_us()
+    chain.shift(gains.lanes[1][1], 1_100_000)
+    assert pytest.approx([0, 50, 50 + 25 + 20]) == waits_us()
+    chain.shift(gains.lanes[0][0], -900_000)
+    chain.shift(gains.lanes[1][0], 200_000)
+    assert pytest.approx([0, (200 + 200 / 2) / 3, (100 + 100 / 2) / 3 + 20]) == waits_us()
+
+
+@pytest.mark.parametrize(
+    ("channels", "stripe", "variants"),
+    [(1, 0.85, {"kivi:2"}), (4, 0.0, {"kivi:2"}), (4, 0.85, {"raw", "kivi:4", "kivi:2"})],
+)
+def test_a_chain_is_spread_over_the_channels_of_a_tier(channels: int, stripe: float, variants: set[str]) -> None:
+    """Twelve blocks on SSD, quality for nothing: as kivi:2 they take 12 x (50 + 30) + 50 us = 1.01 ms to load.
+
+    Beside these, blocks of other variants come through other channels while they take no longer.
+    """
+    blocks = list(range(12))
+    tiers = two_tiers(0.1, 99, channels=channels)
+    engine = run([blocks, blocks], "hitdensity", params={"alpha": 0.0, "stripe": stripe}, tiers=tiers)
+    assert variants == {place.split()[1] for place in stored(engine).values()}
+    second = rows(engine)[1]
+    if len(variants) == 1:
+        assert 1_010_000 == second.load + second.work
+    else:
+        assert second.load + second.work < 800_000
+
+
 @pytest.mark.parametrize(
     ("again", "price", "where"), [(0.5, 0.17, "raw"), (0.5, 0.18, "kivi:4"), (1.0, 0.34, "raw"), (1.0, 0.36, "kivi:4")]
 )
@@ -79,7 +127,8 @@ def test_a_raise_must_pay_for_the_raw_copy_that_it_reads(again: float, price: fl
     gains = Gains(view, [0, 1, 2], 1e-3, 0.85, price)
     entry = Entry(0, 100, 0, 0, 0)
     entry.placement = view.placement("ssd", "kivi:4")
-    table = gains.options(entry, Chain(0.0, 100, 1, 2), 0, 0)
+    chain = Chain(0.0, 100, 1, gains.lane_count)
+    table = gains.options(entry, chain, 0, gains.bottleneck(chain))
     assert view.placement("dram", where) == gains.raised(entry, table, again)
 
 
@@ -94,7 +143,7 @@ def test_a_step_counts_what_it_costs_once(price: float, again: float, where: int
     gains = Gains(view, [0, 1, 2], 1e-4, 0.85, price)
     entry = Entry(0, 100, 0, 0, 0)
     entry.placement, entry.size_bytes = view.placement("dram", "kivi:4"), 50_000
-    part = Part(Chain(0.0, 100, 1, 2), (), 0, entry.placement, 1)
+    part = Part(Chain(0.0, 100, 1, gains.lane_count), (), 0, entry.placement, 1)
     wanted = [view.placement("dram", "kivi:2"), view.placement("ssd", "kivi:4")]
     assert wanted[where] == gains.step(part, entry, again)[1]
 
@@ -201,6 +250,7 @@ def test_target_steps_by_hand() -> None:
         {"seed": -1},
         {"move_price": -1.0},
         {"stripe": math.nan},
+        {"stripe": 1.1},
         {"alpha": math.inf},
         {"sample": 0},
         {"unit_s": 0.0},

@@ -2,9 +2,9 @@
 
     gain = seconds saved - alpha x quality lost,   of a block of a prompt: by its share of the prompt
 
-A long chain's tiers load side by side, so what is waited for is the slower side, its *bottleneck*: transfers on the
-other side count little until they take as long.  What it is: arithmetic over the store's view, remembered per kind of
-entry.  What it is not: a decision, or how soon an entry is asked for (``reuse_index.py``).
+A long chain loads in groups side by side (``lanes``), so what is waited for is the slowest ones, its *bottleneck*:
+transfers in the others count for nothing until they take as long.  What it is: arithmetic over the store's view,
+remembered per kind of entry.  What it is not: a decision, or how soon an entry is asked for (``reuse_index.py``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ Step = tuple[float, Placement | None]  # (gain given up per byte freed, target)
 _FEW = 8  # blocks below which a chain's transfers count one by one
 _MOST_TABLES = 4096
 _RARE = 0.01
-_NONE, _FAST, _SLOW = range(3)  # bottleneck: every transfer, the fastest tier, the slower tiers
-_SHARES = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0))  # of a transfer on (the fastest, a slower) tier that count
+_EVERY = -1  # bottleneck of a chain whose transfers all count
 
 
 class Gains:
@@ -36,8 +35,13 @@ class Gains:
         view: of the store.
         variants: to choose from, by index, raw first.
         alpha: seconds that one unit of quality is worth; may be changed with ``weigh``.
-        stripe: the slower side is the bottleneck once it takes this share of the fast side's time; 0: never striped.
+        stripe: lanes that take this share of the slowest one's time are the bottleneck too; 0: every transfer counts.
         move_price: seconds of delay that a second of reading raw copies is worth.
+
+    Attributes:
+        lanes: by tier and variant, which sums of transfers one in that placement adds to: that of its own group, which
+            loads beside the others where the tier has several channels, and that of the tier.
+        lane_count: how many lanes there are.
     """
 
     def __init__(self, view: StoreView, variants: list[int], alpha: float, stripe: float, move_price: float) -> None:
@@ -45,6 +49,9 @@ class Gains:
         self._variants = variants
         self._stripe = stripe
         self._move_price = move_price
+        self._share: list[float] = []  # of each lane's sum of transfers that it takes at least
+        self.lanes = [self._tier_lanes(view.costs.tiers[tier].channels) for tier in range(len(view.tiers))]
+        self.lane_count = len(self._share)
         self._tables: dict[tuple, Table] = {}
         self._raises: dict[tuple, Placement] = {}
         self.alpha = alpha
@@ -56,14 +63,32 @@ class Gains:
         self.version += 1
         self._tables.clear()
 
+    def _tier_lanes(self, channels: int) -> list[tuple[int, ...]]:
+        """By variant, the lanes of a tier with so many channels; gives them numbers."""
+        variants = len(self._view.variants)
+        whole = len(self._share)
+        self._share.append(1.0 / channels)
+        if channels == 1:
+            return [(whole,)] * variants
+        self._share.extend([1.0] * variants)
+        return [(whole, whole + 1 + variant) for variant in range(variants)]
+
     def bottleneck(self, chain: Chain) -> int:
-        """What a load of the chain waits for: 0 the sum of its transfers, 1 the fastest tier, 2 the slower ones."""
+        """Which lanes a load of the chain waits for, one bit each; -1 where the sum of its transfers counts."""
         if chain.bound is None:
-            load = chain.load
-            chain.bound = _FAST if max(load[1:], default=0) < self._stripe * load[0] else _SLOW
-            if not self._stripe or chain.blocks < _FEW:
-                chain.bound = _NONE
+            chain.bound = _EVERY
+            if self._stripe and chain.blocks >= _FEW:
+                times = [ns * share for ns, share in zip(chain.load, self._share, strict=True)]
+                least = self._stripe * max(times)
+                chain.bound = sum(1 << lane for lane, ns in enumerate(times) if ns >= least > 0) or _EVERY
         return chain.bound
+
+    def _counted(self, tier: int, variant: int, bound: int) -> float:
+        """Share of a transfer that is waited for: lanes of a bottleneck bear the wait evenly."""
+        if bound == _EVERY:
+            return 1.0
+        lanes = self.lanes[tier][variant]
+        return sum(self._share[lane] for lane in lanes if bound >> lane & 1) / bound.bit_count()
 
     def options(self, entry: Entry, chain: Chain, worst: int, bound: int) -> Table:
         """(gain over recomputing, bytes, placement) of every option that the entry may be brought to.
@@ -88,12 +113,12 @@ class Gains:
         table = []
         for tier in range(len(view.tiers)):
             capacity = view.capacity_bytes(tier)
-            unseen = 1.0 - _SHARES[bound][tier > 0]
             for variant in self._variants:
                 size = view.size_bytes(entry, variant)
                 if capacity is not None and size > capacity:
                     continue
                 place = view.placement(tier, variant)
+                unseen = 1.0 - self._counted(tier, variant, bound)
                 delay = view.load_s(entry, place) - unseen * costs.read[tier][variant][entry.size_class] / 1e9
                 if not costs.whole_contexts:
                     delay += costs.decode_fixed[tier][variant] / (chain.blocks * 1e9)
@@ -128,10 +153,10 @@ class Gains:
         ``again``: chance of a further hit; what a step costs once counts as much more per hit.
         """
         if part.version != self.version:
-            part.steps = [None, None, None]
+            part.steps = {}
             part.version = self.version
         bound = self.bottleneck(part.chain)
-        found = part.steps[bound]
+        found = part.steps.get(bound)
         if found is None:
             worst = 0 if self._view.pristine else part.worst
             table = self.options(entry, part.chain, worst, bound)

@@ -48,8 +48,8 @@ class HitDensity(Policy):
         unit_s: width of the youngest age bucket.
         prior: events' worth of prior behind the hazard of a class.
         seed: of the samples.
-        stripe: a long chain's tiers load side by side, so the fastest one is what is waited for while the slower ones
-            take less than this share of its time, and else they are; 0 counts every transfer of its own.
+        stripe: a long chain loads side by side from its tiers, and from several channels of one in as many variants;
+            what takes this share of the slowest one's time is waited for too; 0 counts every transfer of its own.
         move_price: seconds of delay that a second of reading raw copies in the background is worth.
         quality_floor: mean quality of the measured requests to keep; alpha is then where the search for it begins.
         ttft_slo_s: seconds within which ``slo_share`` of the requests shall have their first token; likewise.
@@ -77,9 +77,11 @@ class HitDensity(Policy):
                 raise PolicyError(f"policy hitdensity: {key} is {given!r}; it must be a positive number")
         if self.sample < 1:
             raise PolicyError(f"policy hitdensity: sample is {self.sample}; it must be at least 1")
-        for key in ("seed", "move_price", "stripe"):
+        for key in ("seed", "move_price"):
             if not 0 <= (given := getattr(self, key)) < math.inf:
                 raise PolicyError(f"policy hitdensity: {key} is {given!r}; it must be a number, at least 0")
+        if not 0 <= self.stripe <= 1:
+            raise PolicyError(f"policy hitdensity: stripe is {self.stripe!r}; it must be a number from 0 to 1")
         if not 0 < self.slo_share < 1:
             raise PolicyError(f"policy hitdensity: slo_share is {self.slo_share!r}; it must be between 0 and 1")
         if self.ttft_slo_s is None and self.slo_share != type(self).slo_share:
@@ -104,7 +106,7 @@ class HitDensity(Policy):
         rng = random.Random(self.seed)
         self._tiers = [Parts(self._home, self._classes.depth, rng) for _ in view.tiers]
         self._now = (-1, -1)
-        self._chain = Chain(0.0, 1, 1, len(view.tiers))
+        self._chain = Chain(0.0, 1, 1, self._gains.lane_count)
         self._current: list[tuple[Part, int] | None] = [None] * len(view.tiers)
         self._spare: list[list[Part]] = [[] for _ in view.tiers]
 
@@ -130,12 +132,12 @@ class HitDensity(Policy):
         own = list(dict.fromkeys(view.own))
         costs = view.costs
         tokens = sum(costs.class_tokens[costs.block_class[key]] for key in own)
-        chain = self._chain = Chain(view.now_ns / 1e9, max(1, tokens), len(own), len(view.tiers))
+        chain = self._chain = Chain(view.now_ns / 1e9, max(1, tokens), len(own), self._gains.lane_count)
         self._classes.request(own, chain)
         for key in own:
             entry = view.resident(key)
             if entry is not None and entry.placement is not None:
-                chain.shift(entry.placement.tier, self._read_ns(entry, entry.placement))
+                self._shift(chain, entry, entry.placement, 1)
 
     def admit(self, entry: Entry, view: StoreView) -> Placement | None:
         """Where it gains most."""
@@ -156,11 +158,12 @@ class HitDensity(Policy):
         table = gains.options(entry, chain, worst, gains.bottleneck(chain))
         return gains.raised(entry, table, self._classes.index.again(self._classes.seen[entry.key][1]))
 
-    def _read_ns(self, entry: Entry, place: Placement) -> int:
-        return self._view.costs.read[place.tier][place.variant][entry.size_class]
+    def _shift(self, chain: Chain, entry: Entry, place: Placement, sign: int) -> None:
+        tier, variant = place
+        chain.shift(self._gains.lanes[tier][variant], sign * self._view.costs.read[tier][variant][entry.size_class])
 
     def _leave(self, entry: Entry, old: Placement) -> None:
-        self._home[entry.key].chain.shift(old.tier, -self._read_ns(entry, old))
+        self._shift(self._home[entry.key].chain, entry, old, -1)
         self._tiers[old.tier].remove(entry)
 
     def _enter(self, entry: Entry) -> None:
@@ -176,7 +179,7 @@ class HitDensity(Policy):
         place = entry.placement
         if place is None:
             return
-        self._classes.seen[entry.key][0].shift(place.tier, self._read_ns(entry, place))
+        self._shift(self._classes.seen[entry.key][0], entry, place, 1)
         seen = self._view.qualities(entry)
         if self._view.pristine or seen[place.variant] < seen[self._worst.get(entry.key, 0)]:
             self._worst[entry.key] = place.variant

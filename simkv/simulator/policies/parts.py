@@ -19,24 +19,25 @@ class Chain:
         since_s: when the request was answered.
         tokens: of its prompt, as far as it is in blocks.
         blocks: how many it asked for.
-        load: ns of transfer from each tier for those that are stored; change it with ``shift``.
+        load: ns of transfer in each lane (``gains.py``) for those that are stored; change it with ``shift``.
         bound: what a load waits for, as ``gains.py`` has it; None when that is to be found out again.
         parts: live parts by (class, placement, size class, quality row, worst variant).
     """
 
     __slots__ = ("blocks", "bound", "load", "parts", "since_s", "tokens")
 
-    def __init__(self, since_s: float, tokens: int, blocks: int, tiers: int) -> None:
+    def __init__(self, since_s: float, tokens: int, blocks: int, lanes: int) -> None:
         self.since_s = since_s
         self.tokens = tokens
         self.blocks = blocks
-        self.load = [0] * tiers
+        self.load = [0] * lanes
         self.bound: int | None = None
         self.parts: dict[tuple, Part] = {}
 
-    def shift(self, tier: int, load_ns: int) -> None:
-        """So much more (or less) is to be loaded from a tier."""
-        self.load[tier] += load_ns
+    def shift(self, lanes: tuple[int, ...], load_ns: int) -> None:
+        """So much more (or less) is to be loaded in these lanes."""
+        for lane in lanes:
+            self.load[lane] += load_ns
         self.bound = None
 
 
@@ -48,7 +49,7 @@ class Part:
         worst: variant whose quality the entries have.
         live: entries in it.
         reuse, reuse_s: its reuse index, and when it was looked up.
-        steps: loss per byte freed and the placement of the best step down, by bottleneck; None until asked for.
+        steps: loss per byte freed and the placement of the best step down, by bottleneck, as far as asked for.
         version: of the weight of quality for which ``steps`` holds.
         index: position in its tier's list.
     """
@@ -77,7 +78,7 @@ class Part:
         self.worst = worst
         self.entries: list[tuple[int, int, Entry]] = []  # (depth, key, entry), deepest last once sorted
         self.live = 0
-        self.steps: list[tuple[float, Placement | None] | None] = [None, None, None]
+        self.steps: dict[int, tuple[float, Placement | None]] = {}
         self.version = 0
         self.reuse = 0.0
         self.reuse_s = -1.0
