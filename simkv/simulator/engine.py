@@ -18,6 +18,7 @@ from simkv.simulator.compute import Compute, ComputeServers, Job
 from simkv.simulator.costs import CostTables
 from simkv.simulator.entries import Entry, Load, Placement
 from simkv.simulator.events import ARRIVE, LINK, READ, READY, REBALANCE, At
+from simkv.simulator.garbage import seldom_collected
 from simkv.simulator.metrics import Recorder
 from simkv.simulator.planning import plan_reuse
 from simkv.simulator.policies.base import Policy
@@ -133,6 +134,7 @@ class Engine:
 
     # ------------------------------------------------------------------ run
 
+    @seldom_collected()
     def run(self) -> None:
         """Replay the whole trace."""
         total = len(self.trace)
@@ -160,8 +162,7 @@ class Engine:
         At(self.env, time_ns, ARRIVE, request, 0, lambda now: self._arrive(request, now))
 
     def _schedule_rebalance(self) -> None:
-        period_ns = seconds_to_ns(self.policy.period_s)
-        At(self.env, self.now_ns + period_ns, REBALANCE, 0, 0, self._rebalance)
+        At(self.env, self.now_ns + seconds_to_ns(self.policy.period_s), REBALANCE, 0, 0, self._rebalance)
 
     def _rebalance(self, now: int) -> None:
         self._rearrange(now)
@@ -304,14 +305,13 @@ class Engine:
         if self._tells is not None and self._tells(request.id, request.arrival_ns):
             exact = (total := self._inputs[request.id]) - request.hit_tokens
             self.policy.answered((now - request.arrival_ns) / 1e9, (request.quality / _PPB + exact) / max(1, total))
-        blocks = request.blocks
+        blocks, held = request.blocks, len(request.loaded)
         next_use = None
         if self._next_use is not None:
             offset = self._offsets[request.id]
             next_use = self._next_use[offset : offset + len(blocks)].tolist()
-        changes = self.store.step(now, request.id, request.arrival_ns, blocks, len(request.loaded), next_use)
+        changes = self.store.step(now, request.id, request.arrival_ns, blocks, held, next_use)
         if changes:
-            held = len(request.loaded)
             self.mover.charge(changes, now, request.id, set(blocks[:held]), set(blocks[held:]))
         self.finished += 1
         if self.recorder.due(self.finished):
