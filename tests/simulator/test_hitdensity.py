@@ -81,9 +81,9 @@ def test_what_is_waited_for_is_the_slowest_group_of_a_chain() -> None:
 
     def waits_us() -> list[float]:
         """Of a block from DRAM raw, SSD raw and SSD kivi:4, decompression included."""
-        table = {place: gain for gain, _, place in gains.options(entry, chain, 0, gains.bottleneck(chain))}
+        table = gains.options(entry, chain, 0, gains.bottleneck(chain))
         asked = [view.placement(tier, name) for tier, name in (("dram", "raw"), ("ssd", "raw"), ("ssd", "kivi:4"))]
-        return [1_000 - table[place] * 1e6 for place in asked]
+        return [1_000 - table.gain(place) * 1e6 for place in asked]
 
     chain.shift(gains.lanes[0][0], 900_000)
     assert pytest.approx([100, 0, 20]) == waits_us()
@@ -215,7 +215,7 @@ def test_classes_tell_counts_new_blocks_and_rest_apart() -> None:
         labels.append(classes.seen[0][1])
     assert 4 == len(set(labels))
     assert 4 == classes.seen[0][2]
-    assert [0, 1, 2, 3, 4] == [classes.depth[key] for key in range(5)]
+    assert [0, 1, 2, 3, 4] == [classes.seen[key][3] for key in range(5)]
 
 
 # ---------------------------------------------------------------------- targets

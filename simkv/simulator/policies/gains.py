@@ -9,6 +9,7 @@ remembered per kind of entry.  What it is not: a decision, or how soon an entry 
 
 from __future__ import annotations
 
+from operator import mul
 from typing import TYPE_CHECKING
 
 from simkv.simulator.entries import Entry, Placement
@@ -19,13 +20,38 @@ if TYPE_CHECKING:
 
 __all__ = ["Gains", "Step", "Table"]
 
-Table = list[tuple[float, int, Placement]]  # (gain s, bytes, placement)
+Way = tuple[float, int, int, int, Placement]  # (s to load, ns once per load, variant, bytes, placement)
 Step = tuple[float, Placement | None]  # (gain given up per byte freed, target)
 
 _FEW = 8  # blocks below which a chain's transfers count one by one
 _MOST_TABLES = 4096
+_MOST_ANSWERS = 256  # remembered per table
 _RARE = 0.01
 _EVERY = -1  # bottleneck of a chain whose transfers all count
+
+
+class Table:
+    """Options of entries that are alike, and what has been made of them.
+
+    Attributes:
+        options: (gain over recomputing in s, bytes, placement) of each.
+        best: placement of the greatest gain; None where recomputing is better.
+        steps: best step down by (placement, price of another variant).
+        raises: best place after a hit by (placement, price, chance of a further hit).
+    """
+
+    __slots__ = ("best", "options", "raises", "steps")
+
+    def __init__(self, options: list[tuple[float, int, Placement]]) -> None:
+        self.options = options
+        gain, _, place = max(options, key=_gain, default=(0.0, 0, None))
+        self.best = place if gain > 0 else None
+        self.steps: dict[tuple[Placement, float], Step] = {}
+        self.raises: dict[tuple[Placement, float, float], Placement] = {}
+
+    def gain(self, place: Placement) -> float:
+        """Gain of an option, 0 of what is none."""
+        return next((gain for gain, _, option in self.options if option == place), 0.0)
 
 
 class Gains:
@@ -52,8 +78,9 @@ class Gains:
         self._share: list[float] = []  # of each lane's sum of transfers that it takes at least
         self.lanes = [self._tier_lanes(view.costs.tiers[tier].channels) for tier in range(len(view.tiers))]
         self.lane_count = len(self._share)
+        self._bits = [1 << lane for lane in range(self.lane_count)]
         self._tables: dict[tuple, Table] = {}
-        self._raises: dict[tuple, Placement] = {}
+        self._all_ways: dict[tuple[int, int], list[Way]] = {}  # by size class and bottleneck
         self.alpha = alpha
         self.version = 0  # of alpha; steps remembered under another one are stale
 
@@ -78,9 +105,9 @@ class Gains:
         if chain.bound is None:
             chain.bound = _EVERY
             if self._stripe and chain.blocks >= _FEW:
-                times = [ns * share for ns, share in zip(chain.load, self._share, strict=True)]
-                least = self._stripe * max(times)
-                chain.bound = sum(1 << lane for lane, ns in enumerate(times) if ns >= least > 0) or _EVERY
+                times = list(map(mul, chain.load, self._share))
+                if (least := self._stripe * max(times)) > 0:
+                    chain.bound = sum([bit for bit, ns in zip(self._bits, times, strict=True) if ns >= least])
         return chain.bound
 
     def _counted(self, tier: int, variant: int, bound: int) -> float:
@@ -91,7 +118,7 @@ class Gains:
         return sum(self._share[lane] for lane in lanes if bound >> lane & 1) / bound.bit_count()
 
     def options(self, entry: Entry, chain: Chain, worst: int, bound: int) -> Table:
-        """(gain over recomputing, bytes, placement) of every option that the entry may be brought to.
+        """Every option that the entry may be brought to.
 
         ``worst`` is the variant whose quality the stored copy has; nothing scores better than that.
         """
@@ -106,11 +133,29 @@ class Gains:
         return table
 
     def _table(self, entry: Entry, chain: Chain, row: int, worst: int, bound: int) -> Table:
-        view, costs = self._view, self._view.costs
+        costs = self._view.costs
         quality = costs.quality.seen[row]
         weight = self.alpha * (1.0 if costs.whole_contexts else entry.tokens / chain.tokens)
         saved = costs.recompute[entry.key] / 1e9
-        table = []
+        lost = [weight * (1.0 - min(quality[worst], then)) for then in quality]
+        per_block = chain.blocks * 1e9
+        return Table(
+            [
+                (saved - (each + once / per_block) - lost[variant], size, place)
+                for each, once, variant, size, place in self._ways(entry, bound)
+            ]
+        )
+
+    def _ways(self, entry: Entry, bound: int) -> list[Way]:
+        """Placements that are large enough for entries of this size, and what a load from each is waited for."""
+        key = entry.size_class, bound
+        ways = self._all_ways.get(key)
+        if ways is not None:
+            return ways
+        if len(self._all_ways) > _MOST_TABLES:
+            self._all_ways.clear()
+        view, costs = self._view, self._view.costs
+        ways = self._all_ways[key] = []
         for tier in range(len(view.tiers)):
             capacity = view.capacity_bytes(tier)
             for variant in self._variants:
@@ -119,17 +164,10 @@ class Gains:
                     continue
                 place = view.placement(tier, variant)
                 unseen = 1.0 - self._counted(tier, variant, bound)
-                delay = view.load_s(entry, place) - unseen * costs.read[tier][variant][entry.size_class] / 1e9
-                if not costs.whole_contexts:
-                    delay += costs.decode_fixed[tier][variant] / (chain.blocks * 1e9)
-                lost = weight * (1.0 - min(quality[worst], quality[variant]))
-                table.append((saved - delay - lost, size, place))
-        return table
-
-    def best(self, table: Table) -> Placement | None:
-        """Where the entry gains most, room aside; None where recomputing is better."""
-        gain, _, place = max(table, key=_gain, default=(0.0, 0, None))
-        return place if gain > 0 else None
+                each = view.load_s(entry, place) - unseen * costs.read[tier][variant][entry.size_class] / 1e9
+                once = 0 if costs.whole_contexts else costs.decode_fixed[tier][variant]
+                ways.append((each, once, variant, size, place))
+        return ways
 
     def raised(self, entry: Entry, table: Table, again: float) -> Placement:
         """Where a hit entry should be: where it gains most, if ``again`` (chance of a further hit) pays for the move.
@@ -139,13 +177,18 @@ class Gains:
         old = entry.placement
         assert old is not None
         price = self._price(entry)
-        best, place = 0.0, old
-        now = next((gain for gain, _, option in table if option == old), 0.0)
-        for gain, _, option in table:
+        found = table.raises.get((old, price, again))
+        if found is not None:
+            return found
+        best, found, now = 0.0, old, table.gain(old)
+        for gain, _, option in table.options:
             extra = again * (gain - now) - (price if option.variant != old.variant else 0.0)
             if extra > best:
-                best, place = extra, option
-        return place
+                best, found = extra, option
+        if len(table.raises) > _MOST_ANSWERS:
+            table.raises.clear()
+        table.raises[old, price, again] = found
+        return found
 
     def step(self, part: Part, entry: Entry, again: float) -> Step:
         """The part's best step down: a smaller variant on the fastest tier, any option on slower ones, or out.
@@ -155,7 +198,9 @@ class Gains:
         if part.version != self.version:
             part.steps = {}
             part.version = self.version
-        bound = self.bottleneck(part.chain)
+        bound = part.chain.bound
+        if bound is None:
+            bound = self.bottleneck(part.chain)
         found = part.steps.get(bound)
         if found is None:
             worst = 0 if self._view.pristine else part.worst
@@ -176,19 +221,24 @@ class Gains:
     def _step(entry: Entry, table: Table, price: float) -> Step:
         old = entry.placement
         assert old is not None
-        now = next((gain for gain, _, place in table if place == old), 0.0)
-        size, tier = entry.size_bytes, old.tier
-        best: Step = (now / size, None)
-        for gain, bytes_then, place in table:
+        found = table.steps.get((old, price))
+        if found is not None:
+            return found
+        now, size, tier = table.gain(old), entry.size_bytes, old.tier
+        found = now / size, None
+        for gain, bytes_then, place in table.options:
             if place.tier < tier or bytes_then > size or gain <= 0:
                 continue
             if place.tier == tier and (bytes_then == size or tier):
                 continue
             once = price if place.variant != old.variant else 0.0
             loss = (now - gain + once) / (size - bytes_then if place.tier == tier else size)
-            if loss < best[0]:
-                best = (loss, place)
-        return best
+            if loss < found[0]:
+                found = loss, place
+        if len(table.steps) > _MOST_ANSWERS:
+            table.steps.clear()
+        table.steps[old, price] = found
+        return found
 
 
 def _gain(option: tuple[float, int, Placement]) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry, Move, Placement
 from simkv.simulator.policies.base import Policy
-from simkv.simulator.policies.gains import Gains, Step
+from simkv.simulator.policies.gains import Gains
 from simkv.simulator.policies.parts import Chain, Part, Parts
 from simkv.simulator.policies.reuse_classes import ReuseClasses
 from simkv.simulator.policies.target import Target
@@ -104,7 +104,7 @@ class HitDensity(Policy):
         self._home: dict[int, Part] = {}
         self._worst: dict[int, int] = {}  # key -> variant whose quality the stored copy has
         rng = random.Random(self.seed)
-        self._tiers = [Parts(self._home, self._classes.depth, rng) for _ in view.tiers]
+        self._tiers = [Parts(self._home, rng) for _ in view.tiers]
         self._now = (-1, -1)
         self._chain = Chain(0.0, 1, 1, self._gains.lane_count)
         self._current: list[tuple[Part, int] | None] = [None] * len(view.tiers)
@@ -144,7 +144,7 @@ class HitDensity(Policy):
         self._begin(view)
         self._worst.pop(entry.key, None)
         gains, chain = self._gains, self._chain
-        return gains.best(gains.options(entry, chain, 0, gains.bottleneck(chain)))
+        return gains.options(entry, chain, 0, gains.bottleneck(chain)).best
 
     def on_hit(self, entry: Entry, view: StoreView) -> Placement | None:
         """Where it gains most with the quality that its copy still has, if that pays for the move."""
@@ -168,9 +168,9 @@ class HitDensity(Policy):
 
     def _enter(self, entry: Entry) -> None:
         assert entry.placement is not None
-        chain, label, _ = self._classes.seen[entry.key]
+        chain, label, _, depth = self._classes.seen[entry.key]
         row = self._view.costs.quality.seen_row[entry.key]
-        self._tiers[entry.placement.tier].add(entry, chain, label, row, self._worst.get(entry.key, 0))
+        self._tiers[entry.placement.tier].add(entry, chain, depth, label, row, self._worst.get(entry.key, 0))
 
     def placed(self, entry: Entry, old: Placement | None) -> None:
         """See Policy."""
@@ -191,7 +191,8 @@ class HitDensity(Policy):
         """The smallest loss per byte among a sample of parts and the request's own, from its tail, again and again."""
         while (found := self._choose(tier)) is not None:
             part, entry = found
-            yield Move(*self._tail_first(tier, entry, self._step(part, entry)[1]))
+            step = self._gains.step(part, entry, self._classes.index.again(part.label))
+            yield Move(*self._tail_first(tier, entry, step[1]))
 
     def _choose(self, tier: int) -> tuple[Part, Entry] | None:
         parts = self._tiers[tier]
@@ -227,7 +228,7 @@ class HitDensity(Policy):
             if part.live and parts.tail(part) is not None:
                 return [part]
         ranked = []
-        for part in dict.fromkeys(parts.sample(self.sample)):
+        for part in parts.sample(self.sample):
             entry = parts.tail(part)
             if entry is not None:
                 ranked.append((self._score(part, entry, now_s), part.chain.since_s, part.index, part))
@@ -237,13 +238,11 @@ class HitDensity(Policy):
 
     def _score(self, part: Part, entry: Entry, now_s: float) -> float:
         """Loss per byte of the part's next step down, by how soon it is expected to be asked for."""
+        index = self._classes.index
         if part.reuse_s != now_s:
-            part.reuse = self._classes.index.value(part.label, now_s - part.chain.since_s)
+            part.reuse = index.value(part.label, now_s - part.chain.since_s)
             part.reuse_s = now_s
-        return self._step(part, entry)[0] * part.reuse
-
-    def _step(self, part: Part, entry: Entry) -> Step:
-        return self._gains.step(part, entry, self._classes.index.again(part.label))
+        return self._gains.step(part, entry, index.again(part.label))[0] * part.reuse
 
     def _tail_first(self, tier: int, entry: Entry, to: Placement | None) -> tuple[Entry, Placement | None]:
         """A block that is to be dropped gives way to the deepest stored block of its chain on the same tier."""

@@ -91,18 +91,16 @@ class Parts:
 
     Args:
         home: part of each entry by key, shared by all tiers.
-        depth: depth of each block in the chain that last asked for it, by key.
         rng: for samples.
     """
 
-    def __init__(self, home: dict[int, Part], depth: dict[int, int], rng: random.Random) -> None:
+    def __init__(self, home: dict[int, Part], rng: random.Random) -> None:
         self._home = home
-        self._depth = depth
         self._rng = rng
         self.all: list[Part] = []
 
-    def add(self, entry: Entry, chain: Chain, label: int, row: int, worst: int) -> Part:
-        """Put a stored entry into the part of its chain where it belongs."""
+    def add(self, entry: Entry, chain: Chain, depth: int, label: int, row: int, worst: int) -> None:
+        """Put a stored entry, so deep in its chain, into the part of it where it belongs."""
         assert entry.placement is not None
         key = (label, entry.placement, entry.size_class, row, worst)
         part = chain.parts.get(key)
@@ -110,11 +108,10 @@ class Parts:
             part = chain.parts[key] = Part(chain, key, label, entry.placement, worst)
             part.index = len(self.all)
             self.all.append(part)
-        part.entries.append((self._depth[entry.key], entry.key, entry))
-        part.sorted = False
+        part.sorted = not part.entries
+        part.entries.append((depth, entry.key, entry))
         part.live += 1
         self._home[entry.key] = part
-        return part
 
     def remove(self, entry: Entry) -> None:
         """The entry has left its part."""
@@ -141,16 +138,9 @@ class Parts:
             entries.pop()
         return None
 
-    def sample(self, count: int) -> Iterator[Part]:
+    def sample(self, count: int) -> set[Part]:
         """Some parts, uniformly with replacement; all of them where there are no more than that."""
-        known = self.all
-        if len(known) <= count:
-            yield from list(known)
-            return
-        rng = self._rng
-        total = len(known)
-        for _ in range(count):
-            yield known[int(rng.random() * total)]
+        return set(self._rng.choices(self.all, k=count) if len(self.all) > count else self.all)
 
     def free_entries(self) -> Iterator[tuple[Part, Entry]]:
         """Every entry that is not in use, by a full scan: the last resort."""

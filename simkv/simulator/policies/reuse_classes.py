@@ -5,7 +5,7 @@ conversation had rested before it.  What it is: the record of every block ever a
 not stored teaches as much), and its feed to ``reuse_index.py``.  What it is not: anything about placements.
 """
 
-from collections import Counter
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from simkv.simulator.policies.parts import Chain
@@ -27,32 +27,30 @@ class ReuseClasses:
 
     Attributes:
         index: hits per second of holding, by class and age.
-        seen: chain that asked for a block last, its class, how often it was asked for; by key.
-        depth: place of each block in that chain, by key.
+        seen: chain that asked for a block last, its class, how often it was asked for, its place in that chain; by key.
     """
 
     def __init__(self, unit_s: float, prior: float) -> None:
         parents = [label // _FEATURES for label in range((len(_COUNTS) + 1) * _FEATURES)]
         self.index = ReuseIndex(parents, unit_s, prior)
-        self.seen: dict[int, tuple[Chain, int, int]] = {}
-        self.depth: dict[int, int] = {}
+        self.seen: dict[int, tuple[Chain, int, int, int]] = {}
 
     def request(self, own: Sequence[int], chain: Chain) -> None:
         """A request for these distinct blocks is over: their waits end, and new ones begin with ``chain``."""
         now_s, seen = chain.since_s, self.seen
         feature = self._feature(own, now_s)
-        closed: Counter[tuple[int, float]] = Counter()
-        opened: Counter[int] = Counter()
+        closed: dict[tuple[int, float], int] = {}  # (class, since when) -> blocks
+        opened: dict[int, int] = {}  # class -> blocks
         for depth, key in enumerate(own):
             before = seen.get(key)
             count = 1
             if before is not None:
-                closed[before[1], before[0].since_s] += 1
+                wait = before[1], before[0].since_s
+                closed[wait] = closed.get(wait, 0) + 1
                 count = before[2] + 1
-            label = sum(count > limit for limit in _COUNTS) * _FEATURES + feature
-            opened[label] += 1
-            seen[key] = (chain, label, count)
-            self.depth[key] = depth
+            label = bisect_left(_COUNTS, count) * _FEATURES + feature
+            opened[label] = opened.get(label, 0) + 1
+            seen[key] = (chain, label, count, depth)
         for (label, since_s), blocks in closed.items():
             self.index.closed(label, since_s, now_s, blocks)
         for label, blocks in opened.items():
@@ -62,9 +60,10 @@ class ReuseClasses:
     def _feature(self, own: Sequence[int], now_s: float) -> int:
         """New blocks after the deepest known one, and how long that one had waited."""
         seen = self.seen
-        deepest = next((i for i in range(len(own) - 1, -1, -1) if own[i] in seen), -1)
+        last = deepest = len(own) - 1
+        while deepest >= 0 and own[deepest] not in seen:
+            deepest -= 1
         idle = 0
-        if deepest > 0 or deepest == len(own) - 1 == 0:
-            rested_s = now_s - seen[own[deepest]][0].since_s
-            idle = 1 + sum(rested_s >= limit for limit in _IDLE_S)
-        return idle * (len(_NEW) + 1) + sum(len(own) - 1 - deepest > limit for limit in _NEW)
+        if deepest > 0 or deepest == last == 0:
+            idle = 1 + bisect_right(_IDLE_S, now_s - seen[own[deepest]][0].since_s)
+        return idle * (len(_NEW) + 1) + bisect_left(_NEW, last - deepest)

@@ -6,7 +6,7 @@ holding over all horizons, in the sense of LHD (Beckmann, Chen, Cidon: "LHD: Imp
 Hit Density", NSDI 2018).  What it is not: a cache; it sees counts and ages only, and nothing of the future.
 """
 
-import math
+from bisect import bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ class ReuseIndex:
         self._weight = weight
         self._parents = np.array(parents, dtype=np.int64)
         lows = unit_s * 2.0 ** (np.arange(_BUCKETS - 1) / 2.0)
+        self._lows = lows.tolist()
         self._edges = np.concatenate([[0.0], lows])
         self._widths = np.diff(np.append(self._edges, 2.0 * self._edges[-1]))
         self._prior = np.full(_BUCKETS, 1.0 / (_PRIOR_UNITS * unit_s))
@@ -51,12 +52,11 @@ class ReuseIndex:
 
     def bucket(self, age_s: float) -> int:
         """Age bucket of an age in seconds."""
-        ratio = age_s / self._unit_s
-        return 0 if ratio < 1.0 else min(_BUCKETS - 1, 1 + int(2.0 * math.log2(ratio)))
+        return bisect_right(self._lows, age_s)
 
     def value(self, label: int, age_s: float) -> float:
         """Index of a class at an age: hits per second of holding."""
-        return self._rows[label][self.bucket(age_s)]
+        return self._rows[label][bisect_right(self._lows, age_s)]
 
     def again(self, label: int) -> float:
         """Chance that what has just been asked for in a class is asked for again within 2^10 units."""
