@@ -52,6 +52,11 @@ class Warmup:
     duration_ns: int = 0
     share: float | None = None
 
+    @property
+    def amount(self) -> tuple[str, float]:
+        """("s", seconds) or ("share", share of the requests)."""
+        return ("s", self.duration_ns / NS_PER_S) if self.share is None else ("share", self.share)
+
 
 def _guarded(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """``parse`` as a validator: its ConfigError becomes one of pydantic's findings."""

@@ -213,15 +213,13 @@ def _checked(alphas: Iterable[float]) -> NDArray[np.float64]:
 
 def _measured(trace: Trace, config: EngineConfig) -> NDArray[np.bool_]:
     """Which requests count; the same in every run."""
-    warmup = config.warmup
-    if warmup.duration_ns and config.arrivals == "closed":
+    if config.warmup.duration_ns and config.arrivals == "closed":
         raise ConfigError(
             "bound: engine.warmup is a duration, and in a closed loop the policy decides how many requests that is; "
             "write it as a share, such as '20 %'"
         )
-    amount = ("s", warmup.duration_ns / NS_PER_S) if warmup.share is None else ("share", warmup.share)
     again = revisits(trace.block_ids, trace.block_offsets)
-    return measured_rows(again, trace.arrival_ns / NS_PER_S, config.measure, amount)
+    return measured_rows(again, trace.arrival_ns / NS_PER_S, config.measure, config.warmup.amount)
 
 
 def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

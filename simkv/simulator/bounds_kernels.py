@@ -126,11 +126,7 @@ def form_groups(  # type: ignore[no-untyped-def]
             start += counted
         starts[t + 1] = count
     members[count] = filled
-    sums = np.zeros(total)
-    for g in range(count):
-        part = np.sort(saved[members[g] : members[g + 1]])[::-1]
-        saved[members[g] : members[g + 1]] = part
-        sums[members[g] : members[g + 1]] = np.cumsum(part)
+    sums = _sort_members(saved, members[: count + 1])
     return (
         starts,
         group[0, :count],
@@ -141,6 +137,17 @@ def form_groups(  # type: ignore[no-untyped-def]
         saved,
         sums,
     )
+
+
+@njit(cache=True)
+def _sort_members(saved, members):  # type: ignore[no-untyped-def]
+    """Sorts what the members of each group save, largest first, in place; returns the running sums."""
+    sums = np.zeros(len(saved))
+    for g in range(len(members) - 1):
+        part = np.sort(saved[members[g] : members[g + 1]])[::-1]
+        saved[members[g] : members[g + 1]] = part
+        sums[members[g] : members[g + 1]] = np.cumsum(part)
+    return sums
 
 
 @njit(cache=True)

@@ -139,23 +139,12 @@ def build_problem(
     lanes = _lanes(costs, usable, host_link, settings, added)
     timed = settings.arrivals == "open"
     clock = trace.arrival_ns if timed else np.arange(len(trace), dtype=np.int64)
-    prefill = np.array(costs.prefill, dtype=np.int64)
-    inputs = trace.input_tokens.astype(np.int64)
-    tokens = trace.block_tokens.astype(np.int64)
-    columns = (trace.block_offsets, trace.block_ids, tokens, inputs, prefill)
-    candidates, covered, previous = scan(clock, *columns, costs.prefill_base, costs.prefill_floor, timed, measured)
-    work_ns, shared, flat = _recomputing(costs, prefill, inputs, candidates, covered)
-    classes, rows = np.array(costs.block_class, dtype=np.int32), np.array(costs.quality.block_row, dtype=np.int32)
-    starts, since, klass, row, counted, members, saved, sums = form_groups(
-        *columns, shared, flat, classes, rows, candidates, previous, measured
-    )
-    owner = np.repeat(np.arange(len(trace)), np.diff(starts))
-    groups = Groups(starts, since, klass, row, counted / np.maximum(inputs[owner], 1), members, saved, sums)
-    work = np.where(measured, work_ns / NS_PER_S, 0.0)
-    late = flight_bytes(*columns[:2], options.charged.max(axis=1)[classes], candidates, previous, measured)
+    groups, work, candidates, previous = _groups(trace, costs, clock, timed, measured)
+    largest = options.charged.max(axis=1)[np.array(costs.block_class, dtype=np.int32)]
+    late = flight_bytes(trace.block_offsets, trace.block_ids, largest, candidates, previous, measured)
     seconds = clock / NS_PER_S if timed else clock.astype(np.float64)
     longest = work + candidates * _slowest(options)
-    request_bytes = _request_bytes(trace, options.charged.max(axis=1)[classes])
+    request_bytes = _request_bytes(trace, largest)
     return BoundProblem(
         clock=seconds,
         capacity=np.array([np.inf if c == UNLIMITED else float(c) for c in costs.capacity[:usable]]),
@@ -171,6 +160,25 @@ def build_problem(
         lanes=lanes,
         groups=groups,
     )
+
+
+def _groups(
+    trace: Trace, costs: CostTables, clock: Ints, timed: bool, measured: NDArray[np.bool_]
+) -> tuple[Groups, Floats, Ints, NDArray[np.int32]]:
+    """(groups, seconds of each request's full prefill, its candidates, since when each access is charged for)."""
+    prefill = np.array(costs.prefill, dtype=np.int64)
+    inputs = trace.input_tokens.astype(np.int64)
+    tokens = trace.block_tokens.astype(np.int64)
+    columns = (trace.block_offsets, trace.block_ids, tokens, inputs, prefill)
+    candidates, covered, previous = scan(clock, *columns, costs.prefill_base, costs.prefill_floor, timed, measured)
+    work_ns, shared, flat = _recomputing(costs, prefill, inputs, candidates, covered)
+    classes, rows = np.array(costs.block_class, dtype=np.int32), np.array(costs.quality.block_row, dtype=np.int32)
+    starts, since, klass, row, counted, members, saved, sums = form_groups(
+        *columns, shared, flat, classes, rows, candidates, previous, measured
+    )
+    owner = np.repeat(np.arange(len(trace)), np.diff(starts))
+    groups = Groups(starts, since, klass, row, counted / np.maximum(inputs[owner], 1), members, saved, sums)
+    return groups, np.where(measured, work_ns / NS_PER_S, 0.0), candidates, previous
 
 
 def _check_rising(costs: CostTables) -> None:

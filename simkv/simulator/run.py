@@ -27,7 +27,7 @@ from simkv.simulator.summary import counting, measured_rows, summarize
 from simkv.simulator.transfers import KINDS
 from simkv.traces.trace import Trace
 from simkv.traces.transform import assign_tasks
-from simkv.units import NS_PER_S, format_bytes, parse_bytes
+from simkv.units import format_bytes, parse_bytes
 from simkv.version import simkv_version
 
 __all__ = ["choose_tiers", "hardware", "prepare_profile", "run_config", "simulate", "tables"]
@@ -175,7 +175,7 @@ def _execute(
         decode=decode_settings(config, profile, costs),
         after_event=check_engine if config.check else None,
         progress=progress,
-        counts=counting(revisits(trace.block_ids, trace.block_offsets), config.measure, _warmup(config)),
+        counts=counting(revisits(trace.block_ids, trace.block_offsets), config.measure, config.warmup.amount),
     )
     engine.run()
     result = _result(engine, profile, config, seed)
@@ -257,17 +257,11 @@ def _check_tiers(costs: CostTables, pristine: bool) -> None:
             )
 
 
-def _warmup(config: EngineConfig) -> tuple[str, float]:
-    """Warm-up as ``measured_rows`` takes it."""
-    warmup = config.warmup
-    return ("s", warmup.duration_ns / NS_PER_S) if warmup.share is None else ("share", warmup.share)
-
-
 def _result(engine: Engine, profile: Profile, config: EngineConfig, seed: int) -> Result:
     trace = engine.trace
     requests = requests_frame(engine)
     requests["measured"] = measured_rows(
-        requests["revisit"].to_numpy(), requests["arrival_s"].to_numpy(), config.measure, _warmup(config)
+        requests["revisit"].to_numpy(), requests["arrival_s"].to_numpy(), config.measure, config.warmup.amount
     )
     policy, rows = engine.policy, requests[requests["measured"]]
     params = {field.name: getattr(policy, field.name) for field in fields(policy) if field.init}
