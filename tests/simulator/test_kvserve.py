@@ -87,6 +87,24 @@ def test_observed_bandwidth_is_an_average_of_loads() -> None:
     assert [1.4, 1.0] == pytest.approx(policy._slowdown)
 
 
+@pytest.mark.parametrize(("encode", "expected_us"), [(False, 70), (True, 90)])
+def test_errors_are_of_all_that_counts(encode: bool, expected_us: int) -> None:
+    """A load of kivi:4 takes 140 us instead of 70: the error is 70 us of 70, or of 90 where 20 us of encoding count.
+
+    So one load, at rate .2, corrects either by 14 us; the encoding itself was not slower than expected.
+    """
+    policy = KvServe(**BOTH, encode=encode)
+    engine = simulate([[0]], policy, profile=make_profile(encode_lines={KIVI4: Line(2e-7), KIVI2: Line(1.0)}))
+    entry = engine.store.residents[0]
+    assert entry is not None and {0: "dram kivi:4"} == stored(engine)
+    before = policy._corrected(entry.task, 0, policy.choices(entry, 0)[1])
+    assert expected_us * 1e-6 == pytest.approx(before)
+    _tell(policy, engine, 0, 1, 120, 20)
+    assert 0.2 * 70 / expected_us == pytest.approx(policy._error[entry.task, 0, 1])
+    policy._slowdown[0] = 1.0
+    assert 14e-6 == pytest.approx(policy._corrected(entry.task, 0, policy.choices(entry, 0)[1]) - before)
+
+
 def test_what_the_model_leaves_out_is_learnt() -> None:
     """On block traces the 50 us per load of kivi:2 is in no estimate: 55 us expected, 105 us taken, 91 % more.
 

@@ -8,7 +8,8 @@ them.  Online, when raw KV goes to a tier, from what is known of that tier's lin
   seconds), and is dropped where the observed bandwidth is above that;
 * of what is left the ``candidates`` fastest by T = size / B + t, raw among them or not, as the rule decides;
 * T x (1 + d), with d the mean relative error of T for this task, link and variant, learnt from every load that ended
-  (exponentially weighted, ``rate``); the smallest is taken, or, with probability ``epsilon``, any of the candidates.
+  (exponentially weighted, ``rate``; where encoding is part of T, it took what was expected); the smallest is taken, or,
+  with probability ``epsilon``, any of the candidates.
 
 The observed bandwidth is the tier's nominal one over how much longer than nominal its recent loads took, queues
 included: ``Policy.loaded``, so nothing that has not happened yet.  Entries move through the tiers by LRU.
@@ -149,9 +150,10 @@ class KvServe(TieredLru):
             for entry in load.entries
         )
         codec = max(0.0, known - idle)
-        expected = idle * self._slowdown[tier] + codec
+        encode = sum(view.encode_s(entry, variant) for entry in load.entries) if self.encode else 0.0
+        expected = encode + idle * self._slowdown[tier] + codec
         if expected > 0:
-            error = (load.elapsed_ns + load.decode_ns) / 1e9 / expected - 1
+            error = (encode + (load.elapsed_ns + load.decode_ns) / 1e9) / expected - 1
             key = (first.task, tier, variant)
             self._error[key] = self._blend(self._error.get(key, 0.0), error)
         if idle > 0:
