@@ -43,7 +43,7 @@ class StoreView:
         self._residents = residents
         self._placements = [[Placement(t, v) for v in range(len(costs.variants))] for t in range(usable_tiers)]
         self._parent: NDArray[np.int32] | None = None
-        self._children: dict[int, list[int]] = {}
+        self._children: dict[int, list[int]] | None = None  # made when first asked for
 
     def placement(self, tier: str | int, variant: str | int = "raw") -> Placement:
         """The placement of that tier and variant, by name or index.  Raises PolicyError for unknown names."""
@@ -137,10 +137,12 @@ class StoreView:
 
     def children(self, entry: Entry) -> list[Entry]:
         """Stored entries of the blocks that follow this one in some chain, by key."""
-        if not self._children and self._parent is not None:
-            order = np.argsort(self._parent, kind="stable")
-            order = order[self._parent[order] >= 0]
-            for key in order.tolist():
-                self._children.setdefault(int(self._parent[key]), []).append(key)
-        found = (self._residents[key] for key in self._children.get(entry.key, ()))
+        if self._children is None:
+            self._children = {}
+            if self._parent is not None:
+                order = np.argsort(self._parent, kind="stable")
+                order = order[self._parent[order] >= 0]
+                for key in order.tolist():
+                    self._children.setdefault(int(self._parent[key]), []).append(key)
+        found = [self._residents[key] for key in self._children.get(entry.key, ())]
         return [child for child in found if child is not None]

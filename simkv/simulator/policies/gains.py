@@ -190,6 +190,10 @@ class Gains:
         table.raises[old, price, again] = found
         return found
 
+    def known(self, part: Part) -> Step | None:
+        """The part's best step down as far as ``step`` has found it and it still holds."""
+        return part.steps.get(part.chain.bound) if part.version == self.version else None
+
     def step(self, part: Part, entry: Entry, again: float) -> Step:
         """The part's best step down: a smaller variant on the fastest tier, any option on slower ones, or out.
 

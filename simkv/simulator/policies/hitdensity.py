@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry, Move, Placement
 from simkv.simulator.policies.base import Policy
-from simkv.simulator.policies.gains import Gains
+from simkv.simulator.policies.gains import Gains, Step
 from simkv.simulator.policies.parts import Chain, Part, Parts
 from simkv.simulator.policies.reuse_classes import ReuseClasses
 from simkv.simulator.policies.target import Target
@@ -191,8 +192,7 @@ class HitDensity(Policy):
         """The smallest loss per byte among a sample of parts and the request's own, from its tail, again and again."""
         while (found := self._choose(tier)) is not None:
             part, entry = found
-            step = self._gains.step(part, entry, self._classes.index.again(part.label))
-            yield Move(*self._tail_first(tier, entry, step[1]))
+            yield Move(*self._tail_first(tier, entry, self._step(part, entry)[1]))
 
     def _choose(self, tier: int) -> tuple[Part, Entry] | None:
         parts = self._tiers[tier]
@@ -227,22 +227,27 @@ class HitDensity(Policy):
             part = spare.pop()
             if part.live and parts.tail(part) is not None:
                 return [part]
-        ranked = []
+        known, value, ranked = self._gains.known, self._classes.index.value, []
         for part in parts.sample(self.sample):
-            entry = parts.tail(part)
-            if entry is not None:
-                ranked.append((self._score(part, entry, now_s), part.chain.since_s, part.index, part))
-        ranked.sort(reverse=True)
-        spare.extend(row[3] for row in ranked[-_KEPT:])
+            step, since_s = known(part), part.chain.since_s
+            if step is None:
+                entry = parts.tail(part)
+                if entry is None:
+                    continue
+                step = self._step(part, entry)
+            ranked.append((step[0] * value(part.label, now_s - since_s), since_s, part.index, part))
+        ranked.sort()
+        free = (row[3] for row in ranked if parts.tail(row[3]) is not None)
+        spare.extend(islice(free, _KEPT))
+        spare.reverse()
         return [spare.pop()] if spare else []
 
     def _score(self, part: Part, entry: Entry, now_s: float) -> float:
         """Loss per byte of the part's next step down, by how soon it is expected to be asked for."""
-        index = self._classes.index
-        if part.reuse_s != now_s:
-            part.reuse = index.value(part.label, now_s - part.chain.since_s)
-            part.reuse_s = now_s
-        return self._gains.step(part, entry, index.again(part.label))[0] * part.reuse
+        return self._step(part, entry)[0] * self._classes.index.value(part.label, now_s - part.chain.since_s)
+
+    def _step(self, part: Part, entry: Entry) -> Step:
+        return self._gains.step(part, entry, self._classes.index.again(part.label))
 
     def _tail_first(self, tier: int, entry: Entry, to: Placement | None) -> tuple[Entry, Placement | None]:
         """A block that is to be dropped gives way to the deepest stored block of its chain on the same tier."""

@@ -48,7 +48,6 @@ class Part:
         chain, label, placement: whose, reuse class, where.
         worst: variant whose quality the entries have.
         live: entries in it.
-        reuse, reuse_s: its reuse index, and when it was looked up.
         steps: loss per byte freed and the placement of the best step down, by bottleneck, as far as asked for.
         version: of the weight of quality for which ``steps`` holds.
         index: position in its tier's list.
@@ -62,8 +61,6 @@ class Part:
         "label",
         "live",
         "placement",
-        "reuse",
-        "reuse_s",
         "sorted",
         "steps",
         "version",
@@ -78,10 +75,8 @@ class Part:
         self.worst = worst
         self.entries: list[tuple[int, int, Entry]] = []  # (depth, key, entry), deepest last once sorted
         self.live = 0
-        self.steps: dict[int, tuple[float, Placement | None]] = {}
+        self.steps: dict[int | None, tuple[float, Placement | None]] = {}
         self.version = 0
-        self.reuse = 0.0
-        self.reuse_s = -1.0
         self.index = -1
         self.sorted = True
 
