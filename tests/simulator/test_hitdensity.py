@@ -96,6 +96,17 @@ def test_what_is_waited_for_is_the_slowest_group_of_a_chain() -> None:
     assert pytest.approx([0, (200 + 200 / 2) / 3, (100 + 100 / 2) / 3 + 20]) == waits_us()
 
 
+@pytest.mark.parametrize(("blocks", "waits_us"), [(7, 50 + 30 + 50 / 7), (12, 30 + 50 / (12 / 3))])
+def test_a_third_of_a_long_chain_shares_the_fixed_part_of_a_decompression(blocks: int, waits_us: float) -> None:
+    """SSD kivi:2 takes 50 us per block, free beside a longer load from DRAM, 30 us to decompress, and 50 us once."""
+    view = make_engine([[0, 1]], tiers=two_tiers(9, 9)).store.view
+    gains = Gains(view, [0, 1, 2], 0.0, 0.85, 0.0)
+    entry, chain = Entry(0, 100, 0, 0, 0), Chain(0.0, 100 * blocks, blocks, gains.lane_count)
+    chain.shift(gains.lanes[0][0], 900_000)
+    table = gains.options(entry, chain, 0, gains.bottleneck(chain))
+    assert pytest.approx(1_000 - waits_us) == table.gain(view.placement("ssd", "kivi:2")) * 1e6
+
+
 @pytest.mark.parametrize(
     ("channels", "stripe", "variants"),
     [(1, 0.85, {"kivi:2"}), (4, 0.0, {"kivi:2"}), (4, 0.85, {"raw", "kivi:4", "kivi:2"})],

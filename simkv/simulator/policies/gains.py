@@ -27,6 +27,7 @@ _FEW = 8  # blocks below which a chain's transfers count one by one
 _MOST_TABLES = 4096
 _MOST_ANSWERS = 256  # remembered per table
 _RARE = 0.01
+_GROUPS = 3  # that a long chain is in, about: a third of its blocks share the fixed part of a decompression
 _EVERY = -1  # bottleneck of a chain whose transfers all count
 
 
@@ -138,7 +139,7 @@ class Gains:
         weight = self.alpha * (1.0 if costs.whole_contexts else entry.tokens / chain.tokens)
         saved = costs.recompute[entry.key] / 1e9
         lost = [weight * (1.0 - min(quality[worst], then)) for then in quality]
-        per_block = chain.blocks * 1e9
+        per_block = chain.blocks * 1e9 / (1 if bound == _EVERY else _GROUPS)
         return Table(
             [
                 (saved - (each + once / per_block) - lost[variant], size, place)
