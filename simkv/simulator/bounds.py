@@ -36,8 +36,8 @@ bytes on their way, moves, and that a block is of use only if all before it are 
   first copy to exist (arrival + the least prefill of the request that made it).
 * *Fixed parts* of transfers and decompression: positive ones are shared by the n candidates (a group that loads any
   of them pays all), negative ones are granted once per request.  A lone candidate has the exact, clipped line.
-* *Loads side by side.* The load takes at least as long as each tier's reads divided by its channels, each (tier,
-  variant) group's read and link, and all link transfers divided by the link's channels: the lanes.  A maximum is at
+* *Loads side by side.* The load takes at least as long as all reads from any one tier, all link transfers (a request
+  has one channel of each at a time), and each (tier, variant) group's read and link: the lanes.  A maximum is at
   least every weighted mean of the lanes, with weights per request that are minimised over like prices.  (A plain
   sum over tiers would not be valid, for they load at the same time.)
 * *Layerwise overlap* of L layers: TTFT is at least work + load / L and load + work / L: two lanes for each one.

@@ -125,7 +125,7 @@ def build_problem(
         trace, costs, settings, host_link: as for the engine.
         measured: bool[R], which requests count.
         anticipation: what policies may do between two accesses of an entry; see ``bounds.py``.
-        added: loads of a request add up over its tiers and channels (the untimed model) instead of running side by
+        added: loads of a request add up over its tiers (the untimed model) instead of running side by
             side.
 
     Raises:
@@ -136,7 +136,7 @@ def build_problem(
     _check_rising(costs)
     usable = len(costs.tiers) - settings.pristine
     options = _options(costs, usable, host_link is not None, anticipation)
-    lanes = _lanes(costs, usable, host_link, settings, added)
+    lanes = _lanes(costs, usable, host_link is not None, settings, added)
     timed = settings.arrivals == "open"
     clock = trace.arrival_ns if timed else np.arange(len(trace), dtype=np.int64)
     groups, work, candidates, previous = _groups(trace, costs, clock, timed, measured)
@@ -242,7 +242,7 @@ def _slowest(options: Options) -> float:
     return float(sums[np.isfinite(sums)].max(initial=0.0))
 
 
-def _lanes(costs: CostTables, usable: int, host_link: TierSpec | None, settings: EngineSettings, added: bool) -> Lanes:
+def _lanes(costs: CostTables, usable: int, linked: bool, settings: EngineSettings, added: bool) -> Lanes:
     """All lower bounds of the delay that the engine's rules give; see ``bounds.py``, "Loads side by side"."""
     variants = len(costs.variants)
     every = np.ones(usable * variants)
@@ -252,13 +252,12 @@ def _lanes(costs: CostTables, usable: int, host_link: TierSpec | None, settings:
     for t in () if added else range(usable):
         on_tier = np.zeros(usable * variants)
         on_tier[t * variants : (t + 1) * variants] = 1.0
-        channels = costs.tiers[t].channels
-        loads.append((on_tier / channels, 0.0 * every, False))
-        if channels > 1 or host_link is not None:
+        loads.append((on_tier, 0.0 * every, False))
+        if linked:
             for o in np.flatnonzero(on_tier):
                 loads.append((np.eye(len(every))[o], np.eye(len(every))[o], False))
-    if host_link is not None and not added:
-        loads.append((0.0 * every, every / host_link.channels, False))
+    if linked and not added:
+        loads.append((0.0 * every, every, False))
     read_below = np.array([min(0, f) for row in costs.read_fixed[:usable] for f in row]) / -NS_PER_S
     decode_below = np.array([min(0, f) for row in costs.decode_fixed[:usable] for f in row]) / -NS_PER_S
     layers = costs.layers if settings.overlap == "layerwise" else 1

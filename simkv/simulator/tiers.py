@@ -1,6 +1,6 @@
 """Channels: how long bytes wait and travel.  A channel knows service times, not entries or policies.
 
-``FifoChannel``: n parallel servers, first come first served, one number per server.
+``FifoChannel``: n parallel servers, first come first served, one number per server; a request takes one at a time.
 ``FairChannel``: egalitarian processor sharing by virtual time, exact in integers.
 Both answer the same four calls, so a tier's discipline is configuration only.
 """
@@ -38,39 +38,54 @@ class Channel(Protocol):
 
 
 class FifoChannel:
-    """First come, first served, ``servers`` at a time."""
+    """First come, first served, ``servers`` at a time.
+
+    The foreground jobs of one request follow each other on one server: servers are the paths of several GPUs, or
+    drives, and what one request reads comes along one of them.
+    """
 
     def __init__(self, env: Environment, servers: int) -> None:
         self.env = env
         self.free_at = [0] * servers
         self.busy_ns = 0
         self.longest_wait_ns = 0
+        self._last: dict[int, tuple[int, int]] = {}  # request -> (server, end) of its last job until that ends
 
-    def reserve(self, now: int, service: int) -> tuple[int, int]:
-        """Take the server that is free first; returns (start, finish)."""
-        start = self.free_at[0]
+    def reserve(self, now: int, service: int, server: int | None = None) -> tuple[int, int, int]:
+        """Take that server, or the one that is free first; returns (start, finish, server)."""
+        free_at = self.free_at
+        if server is None:
+            server = free_at.index(min(free_at))
+        start = free_at[server]
         if start <= now:
             start = now
         elif start - now > self.longest_wait_ns:
             self.longest_wait_ns = start - now
-        finish = start + service
-        heapq.heapreplace(self.free_at, finish)
+        free_at[server] = finish = start + service
         self.busy_ns += service
-        return start, finish
+        return start, finish, server
 
     def submit(self, now: int, service: int, kind: int, request: int, part: int, done: Done) -> None:
         """See Channel."""
-        start, finish = self.reserve(now, service)
-        At(self.env, finish, kind, request, part, lambda end: done(start, end))
+        last = self._last.get(request)
+        start, finish, server = self.reserve(now, service, None if last is None else last[0])
+        self._last[request] = job = (server, finish)
+
+        def ended(end: int) -> None:
+            if self._last[request] is job:
+                del self._last[request]
+            done(start, end)
+
+        At(self.env, finish, kind, request, part, ended)
 
     def background(self, now: int, service: int, request: int, part: int, transfer: Transfer) -> None:
         """See Channel; the end is known at once."""
-        _, finish = self.reserve(now, service)
+        _, finish, _ = self.reserve(now, service)
         transfer.ready_ns = max(transfer.ready_ns, finish + transfer.recode_ns)
 
     def estimate(self, now: int, service: int) -> int:
         """See Channel."""
-        return max(0, self.free_at[0] - now) + service
+        return max(0, min(self.free_at) - now) + service
 
 
 class FairChannel:

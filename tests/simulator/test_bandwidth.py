@@ -16,12 +16,12 @@ class RecordingFifo(FifoChannel):
 
     spans: list[tuple[int, int]]
 
-    def reserve(self, now: int, service: int) -> tuple[int, int]:
+    def reserve(self, now: int, service: int, server: int | None = None) -> tuple[int, int, int]:
         """As FifoChannel."""
-        span = super().reserve(now, service)
-        assert (span[0] >= now, span[1] - span[0]) == (True, service)
-        self.spans.append(span)
-        return span
+        start, finish, server = super().reserve(now, service, server)
+        assert (start >= now, finish - start) == (True, service)
+        self.spans.append((start, finish))
+        return start, finish, server
 
 
 class RecordingFair(FairChannel):

@@ -71,11 +71,24 @@ def test_hit_split_over_tiers_and_variants() -> None:
     assert 10**9 * 100 + 9 * 10**8 * 100 + 6 * 10**8 * 100 + 10**9 * 100 == row.quality
 
 
-def test_two_channels_serve_two_transfers_at_once() -> None:
-    """With two channels, raw (100 us) and kivi:4 (50 us) are read side by side: loaded after 100 us, not 150."""
+def test_a_request_takes_one_channel_of_a_tier() -> None:
+    """With two channels, raw (100 us) and kivi:4 (50 us) are read one after the other: one request has one path."""
     policy = Scripted({0: "dram raw", 1: "dram kivi:4"})
     tiers = (replace(DRAM, channels=2), SSD)
-    assert (100 * US, 0, 20 * US) == times(run([[0, 1], [0, 1]], policy, tiers=tiers))[1]
+    assert (150 * US, 0, 20 * US) == times(run([[0, 1], [0, 1]], policy, tiers=tiers))[1]
+
+
+def test_requests_load_side_by_side_on_two_channels() -> None:
+    """Requests at 0, 10 and 20 us, raw then kivi:4 each (150 us), and raw alone, on two channels.
+
+    The first has channel 0 until 150 us, the second channel 1 until 160; the third waits for the first's second part,
+    130 us, and then reads for 100.
+    """
+    policy = Scripted({0: "dram raw", 1: "dram kivi:4", 2: "dram raw"})
+    tiers = (replace(DRAM, channels=2), SSD)
+    trace = make_trace([[0, 1], [2], [0, 1], [0, 1], [2]], at_us=[0, 1, 10_000, 10_010, 10_020])
+    loads = [load for load, _, _ in times(run(trace, policy, tiers=tiers))[2:]]
+    assert [150 * US, 150 * US, 230 * US] == loads
 
 
 def test_fifo_loads_of_two_requests() -> None:

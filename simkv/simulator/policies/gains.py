@@ -2,14 +2,13 @@
 
     gain = seconds saved - alpha x quality lost,   of a block of a prompt: by its share of the prompt
 
-A long chain loads in groups side by side (``lanes``), so what is waited for is the slowest ones, its *bottleneck*:
-transfers in the others count for nothing until they take as long.  What it is: arithmetic over the store's view,
+A long chain's tiers load side by side, so what is waited for is the slowest ones, its *bottleneck*: transfers from the
+others count for nothing until they take as long.  What it is: arithmetic over the store's view,
 remembered per kind of entry.  What it is not: a decision, or how soon an entry is asked for (``reuse_index.py``).
 """
 
 from __future__ import annotations
 
-from operator import mul
 from typing import TYPE_CHECKING
 
 from simkv.simulator.entries import Entry, Placement
@@ -62,13 +61,8 @@ class Gains:
         view: of the store.
         variants: to choose from, by index, raw first.
         alpha: seconds that one unit of quality is worth; may be changed with ``weigh``.
-        stripe: lanes that take this share of the slowest one's time are the bottleneck too; 0: every transfer counts.
+        stripe: tiers that take this share of the slowest one's time are the bottleneck too; 0: every transfer counts.
         move_price: seconds of delay that a second of reading raw copies is worth.
-
-    Attributes:
-        lanes: by tier and variant, which sums of transfers one in that placement adds to: that of its own group, which
-            loads beside the others where the tier has several channels, and that of the tier.
-        lane_count: how many lanes there are.
     """
 
     def __init__(self, view: StoreView, variants: list[int], alpha: float, stripe: float, move_price: float) -> None:
@@ -76,10 +70,6 @@ class Gains:
         self._variants = variants
         self._stripe = stripe
         self._move_price = move_price
-        self._share: list[float] = []  # of each lane's sum of transfers that it takes at least
-        self.lanes = [self._tier_lanes(view.costs.tiers[tier].channels) for tier in range(len(view.tiers))]
-        self.lane_count = len(self._share)
-        self._bits = [1 << lane for lane in range(self.lane_count)]
         self._tables: dict[tuple, Table] = {}
         self._all_ways: dict[tuple[int, int], list[Way]] = {}  # by size class and bottleneck
         self.alpha = alpha
@@ -91,32 +81,14 @@ class Gains:
         self.version += 1
         self._tables.clear()
 
-    def _tier_lanes(self, channels: int) -> list[tuple[int, ...]]:
-        """By variant, the lanes of a tier with so many channels; gives them numbers."""
-        variants = len(self._view.variants)
-        whole = len(self._share)
-        self._share.append(1.0 / channels)
-        if channels == 1:
-            return [(whole,)] * variants
-        self._share.extend([1.0] * variants)
-        return [(whole, whole + 1 + variant) for variant in range(variants)]
-
     def bottleneck(self, chain: Chain) -> int:
-        """Which lanes a load of the chain waits for, one bit each; -1 where the sum of its transfers counts."""
+        """Which tiers a load of the chain waits for, one bit each; -1 where the sum of its transfers counts."""
         if chain.bound is None:
             chain.bound = _EVERY
             if self._stripe and chain.blocks >= _FEW:
-                times = list(map(mul, chain.load, self._share))
-                if (least := self._stripe * max(times)) > 0:
-                    chain.bound = sum([bit for bit, ns in zip(self._bits, times, strict=True) if ns >= least])
+                least = self._stripe * max(chain.load)
+                chain.bound = sum(1 << tier for tier, ns in enumerate(chain.load) if ns >= least > 0) or _EVERY
         return chain.bound
-
-    def _counted(self, tier: int, variant: int, bound: int) -> float:
-        """Share of a transfer that is waited for: lanes of a bottleneck bear the wait evenly."""
-        if bound == _EVERY:
-            return 1.0
-        lanes = self.lanes[tier][variant]
-        return sum(self._share[lane] for lane in lanes if bound >> lane & 1) / bound.bit_count()
 
     def options(self, entry: Entry, chain: Chain, worst: int, bound: int) -> Table:
         """Every option that the entry may be brought to.
@@ -159,12 +131,12 @@ class Gains:
         ways = self._all_ways[key] = []
         for tier in range(len(view.tiers)):
             capacity = view.capacity_bytes(tier)
+            unseen = 0.0 if bound == _EVERY else 1.0 - (bound >> tier & 1) / bound.bit_count()  # shared evenly
             for variant in self._variants:
                 size = view.size_bytes(entry, variant)
                 if capacity is not None and size > capacity:
                     continue
                 place = view.placement(tier, variant)
-                unseen = 1.0 - self._counted(tier, variant, bound)
                 each = view.load_s(entry, place) - unseen * costs.read[tier][variant][entry.size_class] / 1e9
                 once = 0 if costs.whole_contexts else costs.decode_fixed[tier][variant]
                 ways.append((each, once, variant, size, place))

@@ -49,8 +49,8 @@ class HitDensity(Policy):
         unit_s: width of the youngest age bucket.
         prior: events' worth of prior behind the hazard of a class.
         seed: of the samples.
-        stripe: a long chain loads side by side from its tiers, and from several channels of one in as many variants;
-            what takes this share of the slowest one's time is waited for too; 0 counts every transfer of its own.
+        stripe: a long chain's tiers load side by side, and the slowest is waited for, together with those that take
+            this share of its time; 0 counts every transfer of its own.
         move_price: seconds of delay that a second of reading raw copies in the background is worth.
         quality_floor: mean quality of the measured requests to keep; alpha is then where the search for it begins.
         ttft_slo_s: seconds within which ``slo_share`` of the requests shall have their first token; likewise.
@@ -107,7 +107,7 @@ class HitDensity(Policy):
         rng = random.Random(self.seed)
         self._tiers = [Parts(self._home, rng) for _ in view.tiers]
         self._now = (-1, -1)
-        self._chain = Chain(0.0, 1, 1, self._gains.lane_count)
+        self._chain = Chain(0.0, 1, 1, len(view.tiers))
         self._current: list[tuple[Part, int] | None] = [None] * len(view.tiers)
         self._spare: list[list[Part]] = [[] for _ in view.tiers]
 
@@ -133,7 +133,7 @@ class HitDensity(Policy):
         own = list(dict.fromkeys(view.own))
         costs = view.costs
         tokens = sum(costs.class_tokens[costs.block_class[key]] for key in own)
-        chain = self._chain = Chain(view.now_ns / 1e9, max(1, tokens), len(own), self._gains.lane_count)
+        chain = self._chain = Chain(view.now_ns / 1e9, max(1, tokens), len(own), len(view.tiers))
         self._classes.request(own, chain)
         for key in own:
             entry = view.resident(key)
@@ -161,7 +161,7 @@ class HitDensity(Policy):
 
     def _shift(self, chain: Chain, entry: Entry, place: Placement, sign: int) -> None:
         tier, variant = place
-        chain.shift(self._gains.lanes[tier][variant], sign * self._view.costs.read[tier][variant][entry.size_class])
+        chain.shift(tier, sign * self._view.costs.read[tier][variant][entry.size_class])
 
     def _leave(self, entry: Entry, old: Placement) -> None:
         self._shift(self._home[entry.key].chain, entry, old, -1)

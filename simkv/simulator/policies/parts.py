@@ -19,25 +19,24 @@ class Chain:
         since_s: when the request was answered.
         tokens: of its prompt, as far as it is in blocks.
         blocks: how many it asked for.
-        load: ns of transfer in each lane (``gains.py``) for those that are stored; change it with ``shift``.
+        load: ns of transfer from each tier for those that are stored; change it with ``shift``.
         bound: what a load waits for, as ``gains.py`` has it; None when that is to be found out again.
         parts: live parts by (class, placement, size class, quality row, worst variant).
     """
 
     __slots__ = ("blocks", "bound", "load", "parts", "since_s", "tokens")
 
-    def __init__(self, since_s: float, tokens: int, blocks: int, lanes: int) -> None:
+    def __init__(self, since_s: float, tokens: int, blocks: int, tiers: int) -> None:
         self.since_s = since_s
         self.tokens = tokens
         self.blocks = blocks
-        self.load = [0] * lanes
+        self.load = [0] * tiers
         self.bound: int | None = None
         self.parts: dict[tuple, Part] = {}
 
-    def shift(self, lanes: tuple[int, ...], load_ns: int) -> None:
-        """So much more (or less) is to be loaded in these lanes."""
-        for lane in lanes:
-            self.load[lane] += load_ns
+    def shift(self, tier: int, load_ns: int) -> None:
+        """So much more (or less) is to be loaded from a tier."""
+        self.load[tier] += load_ns
         self.bound = None
 
 
