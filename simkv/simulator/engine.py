@@ -103,7 +103,7 @@ class Engine:
         self.gpus = self._servers(settings.gpus)
         usable = len(costs.tiers) - settings.pristine
         self.store = Store(costs, policy, usable, settings.touch == "reverse")
-        self.store.view.link_chains(parents(trace))
+        self.store.view.link(parents(trace), self.readers)
         policy.start(self.store.view)
         link = (self.link, FifoChannel(self.env, host_link.channels)) if self.link and host_link else None
         self.mover = Mover(costs, self.readers, self.writers, link, settings.pristine, settings.record_moves)

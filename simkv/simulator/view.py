@@ -4,6 +4,9 @@ What it is: names, sizes, estimates, occupancy.  What it is not: a way to change
 through the placements and moves that it returns.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +15,12 @@ from simkv.simulator.costs import UNLIMITED, CostTables
 from simkv.simulator.entries import Entry, Placement
 
 __all__ = ["StoreView"]
+
+
+class Busy(Protocol):
+    """A channel, as far as a view looks at it: ns of service that it has been asked for so far."""
+
+    busy_ns: int
 
 
 class StoreView:
@@ -42,6 +51,7 @@ class StoreView:
         self._used = used
         self._residents = residents
         self._placements = [[Placement(t, v) for v in range(len(costs.variants))] for t in range(usable_tiers)]
+        self._readers: Sequence[Busy] = ()
         self._parent: NDArray[np.int32] | None = None
         self._children: dict[int, list[int]] | None = None  # made when first asked for
 
@@ -131,9 +141,17 @@ class StoreView:
         """The stored entry of a block, None if it is not stored."""
         return self._residents[key]
 
-    def link_chains(self, parent: NDArray[np.int32]) -> None:
-        """Used by the engine: parent block of each block, -1 for the first of a chain."""
+    def link(self, parent: NDArray[np.int32], readers: Sequence[Busy]) -> None:
+        """Used by the engine: parent block of each block, -1 for the first of a chain; read channel of each tier."""
         self._parent = parent
+        self._readers = readers
+
+    def asked_s(self, tier: int) -> float:
+        """Seconds of reading that a tier has been asked for since the start, by loads and moves, per parallel channel.
+
+        Of any tier: -1 is the last one, which has the raw copies where ``pristine`` is true.  0 where nothing is timed.
+        """
+        return self._readers[tier].busy_ns / (1e9 * self.costs.tiers[tier].channels) if self._readers else 0.0
 
     def children(self, entry: Entry) -> list[Entry]:
         """Stored entries of the blocks that follow this one in some chain, by key."""

@@ -15,15 +15,18 @@ import pytest
 
 from simkv import simulate
 from simkv.errors import PolicyError
+from simkv.profiles import load_profile
 from simkv.simulator.entries import Entry
 from simkv.simulator.metrics import Result
 from simkv.simulator.policies import make_policy
 from simkv.simulator.policies.gains import Gains
+from simkv.simulator.policies.move_price import MovePrice
 from simkv.simulator.policies.parts import Chain, Part
 from simkv.simulator.policies.reuse_classes import ReuseClasses
 from simkv.simulator.policies.reuse_index import ReuseIndex
 from simkv.simulator.policies.target import Target
 from simkv.simulator.view import StoreView
+from simkv.traces.generate import generate_trace
 from tests.simulator.helpers import (
     DRAM,
     SSD,
@@ -75,7 +78,7 @@ def test_what_is_waited_for_is_the_slowest_tier_of_a_chain() -> None:
     100 us as kivi:4, whose 20 us of decompression always count.
     """
     view = make_engine([[0]], tiers=two_tiers(9, 9)).store.view
-    gains = Gains(view, [0, 1, 2], 0.0, 0.85, 0.0)
+    gains = Gains(view, [0, 1, 2], 0.0, 0.85)
     entry, chain = Entry(0, 100, 0, 0, 0), Chain(0.0, 800, 8, 2)
 
     def waits_us() -> list[float]:
@@ -96,7 +99,7 @@ def test_what_is_waited_for_is_the_slowest_tier_of_a_chain() -> None:
 def test_a_third_of_a_long_chain_shares_the_fixed_part_of_a_decompression(blocks: int, waits_us: float) -> None:
     """SSD kivi:2 takes 50 us per block, free beside a longer load from DRAM, 30 us to decompress, and 50 us once."""
     view = make_engine([[0, 1]], tiers=two_tiers(9, 9)).store.view
-    gains = Gains(view, [0, 1, 2], 0.0, 0.85, 0.0)
+    gains = Gains(view, [0, 1, 2], 0.0, 0.85)
     entry, chain = Entry(0, 100, 0, 0, 0), Chain(0.0, 100 * blocks, blocks, 2)
     chain.shift(0, 900_000)
     table = gains.options(entry, chain, 0, gains.bottleneck(chain))
@@ -111,7 +114,8 @@ def test_a_raise_must_pay_for_the_raw_copy_that_it_reads(again: float, price: fl
     tiers = (*two_tiers(9, 9), COPIES)
     engine = make_engine([[0]], tiers=tiers, pristine=True)
     view = engine.store.view
-    gains = Gains(view, [0, 1, 2], 1e-3, 0.85, price)
+    gains = Gains(view, [0, 1, 2], 1e-3, 0.85)
+    gains.charge(price)
     entry = Entry(0, 100, 0, 0, 0)
     entry.placement = view.placement("ssd", "kivi:4")
     chain = Chain(0.0, 100, 1, 2)
@@ -119,26 +123,88 @@ def test_a_raise_must_pay_for_the_raw_copy_that_it_reads(again: float, price: fl
     assert view.placement("dram", where) == gains.raised(entry, table, again)
 
 
-@pytest.mark.parametrize(("price", "again", "where"), [(0.0, 1.0, 0), (0.5, 1.0, 0), (1.0, 1.0, 1), (0.5, 0.5, 1)])
-def test_a_step_counts_what_it_costs_once(price: float, again: float, where: int) -> None:
+def test_a_step_counts_what_it_costs_once() -> None:
     """From DRAM kivi:4, to kivi:2 there or as it is to an SSD of 100 MB/s, at alpha 0.1 ms: in ns per byte freed
 
-    (65 us + price x 200 us / again) / 25 KB = 2.6, 6.6, 10.6 and 10.6, against 450 us / 50 KB = 9.
+    (65 us + price x 200 us) / 25 KB = 2.6, 6.6 and 10.6 as the price changes, against 450 us / 50 KB = 9.
     """
     tiers = (replace(DRAM, capacity_bytes=10**6), replace(SSD, capacity_bytes=10**6, read_bytes_per_s=10**8), COPIES)
     view = make_engine([[0]], tiers=tiers, pristine=True).store.view
-    gains = Gains(view, [0, 1, 2], 1e-4, 0.85, price)
+    gains = Gains(view, [0, 1, 2], 1e-4, 0.85)
     entry = Entry(0, 100, 0, 0, 0)
     entry.placement, entry.size_bytes = view.placement("dram", "kivi:4"), 50_000
     part = Part(Chain(0.0, 100, 1, 2), (), 0, entry.placement, 1)
-    wanted = [view.placement("dram", "kivi:2"), view.placement("ssd", "kivi:4")]
-    assert wanted[where] == gains.step(part, entry, again)[1]
+    for price, loss, where in ((0.0, 2.6, "dram kivi:2"), (0.5, 6.6, "dram kivi:2"), (1.0, 9.0, "ssd kivi:4")):
+        gains.charge(price)
+        step = gains.step(part, entry)
+        assert view.placement(*where.split()) == step[1]
+        assert pytest.approx(loss * 1e-9) == step[0]
+
+
+def test_a_tier_tells_what_it_has_been_asked_to_read() -> None:
+    """Two loads of 200 us from an SSD of two channels: 200 us each on average, and nothing from DRAM."""
+    tiers = (replace(DRAM, capacity_bytes=1), replace(SSD, channels=2))
+    view = run([[0], [0], [0]], "lru", tiers=tiers).store.view
+    assert (0.0, 2e-4) == (view.asked_s(0), pytest.approx(view.asked_s(-1)))
+
+
+def test_the_price_of_a_move_follows_the_load() -> None:
+    """0.03 at half load, 0.09 at three quarters of it, at most 99 times 0.03, and left as it is within a factor."""
+    price = MovePrice(0.03)
+    assert not price.observe(0.0, 0.0)
+    assert not price.observe(0.0, 10.0)
+    assert 0.0 == price.now
+    asked = now = 0.0
+    for load, wanted in ((0.5, 0.03), (0.75, 0.09), (3.0, 2.97), (0.1, 0.03 / 9)):
+        changes = 0
+        for _ in range(12_000):
+            asked, now = asked + load, now + 1.0
+            changes += price.observe(10.0 + asked, 10.0 + now)
+        assert wanted == pytest.approx(price.now, rel=0.5)
+        assert 1 <= changes <= 20
+        assert not price.observe(10.0 + asked, 10.0 + now)
+
+
+def test_raw_copies_are_read_less_where_their_store_is_slower() -> None:
+    """Contexts of 10,000 tokens, one request at a time: ten times slower, the store is asked for less than a third."""
+    profile = load_profile("llama-3.1-8b-a100")
+    trace = generate_trace("zipf", seed=1, requests=600, contexts=200, tokens=10_000)
+
+    def read_bytes(price: float, bytes_per_s: int) -> float:
+        copies = replace(COPIES, read_bytes_per_s=bytes_per_s, write_bytes_per_s=10**9, capacity_bytes=None)
+        tiers = [
+            *(replace(tier, capacity_bytes=gib << 30) for tier, gib in zip(profile.tiers, (16, 64), strict=True)),
+            copies,
+        ]
+        policy = {"name": "hitdensity", "alpha": 0.5, "move_price": price}
+        options = {"tasks": "hotpotqa", "seed": 1, "arrivals": "closed", "pristine": True}
+        return float(simulate(trace, profile, policy, tiers=tiers, **options).summary["pristine_read_bytes"])
+
+    free, fast, slow = read_bytes(0.0, 10**9), read_bytes(0.03, 10**9), read_bytes(0.03, 10**8)
+    assert 0 < 3 * slow < fast < free
 
 
 def test_nothing_ages_before_anything_is_known() -> None:
     """A block that has waited long counts like a young one, until waits have ended."""
     index = ReuseIndex([0], 2.0, 30.0)
     assert index.value(0, 0.0) == pytest.approx(index.value(0, 5_000.0))
+
+
+def test_ages_not_seen_yet_are_as_the_others() -> None:
+    """Waits of 50,000 s on average: no age looks as if its block were due, however slow the clock of a run is."""
+    index = ReuseIndex([0], 2.0, 30.0)
+    rng = np.random.default_rng(2)
+    last, now = np.zeros(500), 0.0
+    index.opened(0, 0.0, 500)
+    for _ in range(1_500):
+        now += rng.exponential(100.0)
+        block = int(rng.integers(500))
+        index.closed(0, last[block], now, 1)
+        index.opened(0, now, 1)
+        index.request(now)
+        last[block] = now
+    for age in (0.0, 100.0, 10_000.0, 50_000.0, 131_000.0):
+        assert 2e-5 == pytest.approx(index.value(0, age), rel=0.5)
 
 
 def test_reuse_is_learnt_of_what_comes_back_and_not_of_scans() -> None:

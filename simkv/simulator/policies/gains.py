@@ -25,7 +25,6 @@ Step = tuple[float, Placement | None]  # (gain given up per byte freed, target)
 _FEW = 8  # blocks below which a chain's transfers count one by one
 _MOST_TABLES = 4096
 _MOST_ANSWERS = 256  # remembered per table
-_RARE = 0.01
 _GROUPS = 3  # that a long chain is in, about: a third of its blocks share the fixed part of a decompression
 _EVERY = -1  # bottleneck of a chain whose transfers all count
 
@@ -62,24 +61,28 @@ class Gains:
         variants: to choose from, by index, raw first.
         alpha: seconds that one unit of quality is worth; may be changed with ``weigh``.
         stripe: tiers that take this share of the slowest one's time are the bottleneck too; 0: every transfer counts.
-        move_price: seconds of delay that a second of reading raw copies is worth.
     """
 
-    def __init__(self, view: StoreView, variants: list[int], alpha: float, stripe: float, move_price: float) -> None:
+    def __init__(self, view: StoreView, variants: list[int], alpha: float, stripe: float) -> None:
         self._view = view
         self._variants = variants
         self._stripe = stripe
-        self._move_price = move_price
+        self._move_price = 0.0
         self._tables: dict[tuple, Table] = {}
         self._all_ways: dict[tuple[int, int], list[Way]] = {}  # by size class and bottleneck
         self.alpha = alpha
-        self.version = 0  # of alpha; steps remembered under another one are stale
+        self.version = 0  # of alpha and the price of a move; steps remembered under another one are stale
 
     def weigh(self, alpha: float) -> None:
         """Another weight of quality from now on."""
         self.alpha = alpha
         self.version += 1
         self._tables.clear()
+
+    def charge(self, move_price: float) -> None:
+        """Seconds of delay that a second of reading raw copies is worth from now on; 0 to begin with."""
+        self._move_price = move_price
+        self.version += 1
 
     def bottleneck(self, chain: Chain) -> int:
         """Which tiers a load of the chain waits for, one bit each; -1 where the sum of its transfers counts."""
@@ -167,10 +170,10 @@ class Gains:
         """The part's best step down as far as ``step`` has found it and it still holds."""
         return part.steps.get(part.chain.bound) if part.version == self.version else None
 
-    def step(self, part: Part, entry: Entry, again: float) -> Step:
+    def step(self, part: Part, entry: Entry) -> Step:
         """The part's best step down: a smaller variant on the fastest tier, any option on slower ones, or out.
 
-        ``again``: chance of a further hit; what a step costs once counts as much more per hit.
+        What a step costs once counts as if it were for one hit.
         """
         if part.version != self.version:
             part.steps = {}
@@ -182,7 +185,7 @@ class Gains:
         if found is None:
             worst = 0 if self._view.pristine else part.worst
             table = self.options(entry, part.chain, worst, bound)
-            found = part.steps[bound] = self._step(entry, table, self._price(entry) / max(again, _RARE))
+            found = part.steps[bound] = self._step(entry, table, self._price(entry))
         return found
 
     def _price(self, entry: Entry) -> float:

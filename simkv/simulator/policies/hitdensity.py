@@ -23,7 +23,8 @@ import numpy as np
 from simkv.errors import PolicyError
 from simkv.simulator.entries import Entry, Move, Placement
 from simkv.simulator.policies.base import Policy
-from simkv.simulator.policies.gains import Gains, Step
+from simkv.simulator.policies.gains import Gains
+from simkv.simulator.policies.move_price import MovePrice
 from simkv.simulator.policies.parts import Chain, Part, Parts
 from simkv.simulator.policies.reuse_classes import ReuseClasses
 from simkv.simulator.policies.target import Target
@@ -51,7 +52,8 @@ class HitDensity(Policy):
         seed: of the samples.
         stripe: a long chain's tiers load side by side, and the slowest is waited for, together with those that take
             this share of its time; 0 counts every transfer of its own.
-        move_price: seconds of delay that a second of reading raw copies in the background is worth.
+        move_price: seconds of delay that a second of reading raw copies is worth while their channel is asked for half
+            of what it can do; near 0 when it idles, steeply more when it is full (``move_price.py``).
         quality_floor: mean quality of the measured requests to keep; alpha is then where the search for it begins.
         ttft_slo_s: seconds within which ``slo_share`` of the requests shall have their first token; likewise.
         slo_share: that share.
@@ -100,7 +102,8 @@ class HitDensity(Policy):
         self._target = self._new_target()
         variants = chosen_variants(view, self.methods, self.name)
         alpha = self.alpha if self._target is None else self._target.alpha
-        self._gains = Gains(view, variants, alpha, self.stripe, self.move_price)
+        self._gains = Gains(view, variants, alpha, self.stripe)
+        self._price = MovePrice(self.move_price)
         self._classes = ReuseClasses(self.unit_s, self.prior)
         self._home: dict[int, Part] = {}
         self._worst: dict[int, int] = {}  # key -> variant whose quality the stored copy has
@@ -130,6 +133,8 @@ class HitDensity(Policy):
             return
         self._now = (view.request, view.now_ns)
         self._current = [None] * len(self._tiers)
+        if view.pristine and self._price.observe(view.asked_s(-1), view.now_ns / 1e9):
+            self._gains.charge(self._price.now)
         own = list(dict.fromkeys(view.own))
         costs = view.costs
         tokens = sum(costs.class_tokens[costs.block_class[key]] for key in own)
@@ -192,7 +197,7 @@ class HitDensity(Policy):
         """The smallest loss per byte among a sample of parts and the request's own, from its tail, again and again."""
         while (found := self._choose(tier)) is not None:
             part, entry = found
-            yield Move(*self._tail_first(tier, entry, self._step(part, entry)[1]))
+            yield Move(*self._tail_first(tier, entry, self._gains.step(part, entry)[1]))
 
     def _choose(self, tier: int) -> tuple[Part, Entry] | None:
         parts = self._tiers[tier]
@@ -234,7 +239,7 @@ class HitDensity(Policy):
                 entry = parts.tail(part)
                 if entry is None:
                     continue
-                step = self._step(part, entry)
+                step = self._gains.step(part, entry)
             ranked.append((step[0] * value(part.label, now_s - since_s), since_s, part.index, part))
         ranked.sort()
         free = (row[3] for row in ranked if parts.tail(row[3]) is not None)
@@ -244,10 +249,7 @@ class HitDensity(Policy):
 
     def _score(self, part: Part, entry: Entry, now_s: float) -> float:
         """Loss per byte of the part's next step down, by how soon it is expected to be asked for."""
-        return self._step(part, entry)[0] * self._classes.index.value(part.label, now_s - part.chain.since_s)
-
-    def _step(self, part: Part, entry: Entry) -> Step:
-        return self._gains.step(part, entry, self._classes.index.again(part.label))
+        return self._gains.step(part, entry)[0] * self._classes.index.value(part.label, now_s - part.chain.since_s)
 
     def _tail_first(self, tier: int, entry: Entry, to: Placement | None) -> tuple[Entry, Placement | None]:
         """A block that is to be dropped gives way to the deepest stored block of its chain on the same tier."""

@@ -17,7 +17,7 @@ _BUCKETS = 34  # half octaves: the last begins at 2^16 units
 _SLOTS = 2048
 _FIRST_REFRESH = 16
 _GROWTH = 64  # requests between refreshes: at least this, and at least 1/64 of those so far
-_PRIOR_UNITS = 512.0  # one event in so many units, at every age: as long as nothing is known, nothing ages
+_PRIOR_UNITS = 512.0  # one event in so many units, as long as nothing is known
 _SOON = 21  # buckets, up to 2^10 units
 
 
@@ -38,7 +38,6 @@ class ReuseIndex:
         self._lows = lows.tolist()
         self._edges = np.concatenate([[0.0], lows])
         self._widths = np.diff(np.append(self._edges, 2.0 * self._edges[-1]))
-        self._prior = np.full(_BUCKETS, 1.0 / (_PRIOR_UNITS * unit_s))
         shape = (len(parents), _BUCKETS)
         self._events = np.zeros(shape)
         self._within = np.zeros(shape)  # time at risk in the bucket in which a wait ended
@@ -116,14 +115,18 @@ class ReuseIndex:
         return np.asarray(later * self._widths + within)
 
     def _derive(self, now_s: float = 0.0) -> None:
-        """Hazards, shrunk twice, and the index of all classes and ages."""
+        """Hazards, shrunk to the rate of all waits so far (so that ages not seen yet are as the others), and the index.
+
+        Nothing ages before anything is known.
+        """
         exposure = self._exposure(now_s)
         weight, parents = self._weight, self._parents
         coarse = int(parents.max()) + 1
         events_of, exposure_of = np.zeros((coarse, _BUCKETS)), np.zeros((coarse, _BUCKETS))
         np.add.at(events_of, parents, self._events)
         np.add.at(exposure_of, parents, exposure)
-        pool = (events_of.sum(axis=0) + weight) / (exposure_of.sum(axis=0) + weight / self._prior)
+        prior = (self._events.sum() + 1.0) / (exposure.sum() + _PRIOR_UNITS * self._unit_s)
+        pool = (events_of.sum(axis=0) + weight) / (exposure_of.sum(axis=0) + weight / prior)
         middle = (events_of + weight) / (exposure_of + weight / pool)
         used = np.flatnonzero(exposure.any(axis=1))
         hazard = middle[parents]
