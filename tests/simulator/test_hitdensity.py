@@ -244,6 +244,7 @@ def test_index_is_the_rate_of_memoryless_waits() -> None:
     for age in (0.0, 5.0, 20.0, 60.0):
         assert 0.05 == pytest.approx(index.value(0, age), rel=0.15)
     assert index.again(0) > 0.99
+    assert 8.0 * 2**0.5 == pytest.approx(index.usual_wait_s())  # the bucket of 20 ln 2 = 13.9
 
 
 def test_waits_that_never_end_lower_the_index() -> None:
@@ -275,10 +276,18 @@ def test_classes_tell_counts_new_blocks_and_rest_apart() -> None:
 
 
 def test_target_steps_by_hand() -> None:
-    """0.25 x (0.9 - 0.5) = 0.1 up; 0.1 x (0 - 0.9) = 0.09 down when late, and 0.01 up when in time; on a 10 % grid."""
+    """0.04 x (0.9 - 0.5) / 0.1 = 0.16 up, a quarter of it where it shows 75 requests later; on a 10 % grid.
+
+    0.1 x (0 - 0.9) = 0.09 down when late, and 0.01 up when in time.
+    """
     floor = Target(1.0, 0.9, None, 0.9)
     floor.answered(1.0, 0.5)
-    assert 1.1 == pytest.approx(floor.alpha)
+    assert 1.1**2 == pytest.approx(floor.alpha)
+    for wanted in (1.0, 1.1):
+        slow = Target(1.0, 0.9, None, 0.9)
+        for _ in range(1 if wanted == 1.0 else 2):
+            slow.answered(1.0, 0.5, 75.0)
+        assert wanted == pytest.approx(slow.alpha)
     slo = Target(1.0, None, 2.0, 0.9)
     slo.answered(3.0, 1.0)
     assert 1 / 1.1 == pytest.approx(slo.alpha)

@@ -109,6 +109,7 @@ class HitDensity(Policy):
         self._worst: dict[int, int] = {}  # key -> variant whose quality the stored copy has
         rng = random.Random(self.seed)
         self._tiers = [Parts(self._home, rng) for _ in view.tiers]
+        self._answered, self._since_s = 0, 0.0
         self._now = (-1, -1)
         self._chain = Chain(0.0, 1, 1, len(view.tiers))
         self._current: list[tuple[Part, int] | None] = [None] * len(view.tiers)
@@ -117,7 +118,11 @@ class HitDensity(Policy):
     def answered(self, ttft_s: float, quality: float) -> None:
         """See Policy: brings alpha nearer to what meets the target."""
         if self._target is not None:
-            self._target.answered(ttft_s, quality)
+            if not self._answered:
+                self._since_s = self._view.now_ns / 1e9
+            self._answered += 1
+            rate = self._answered / max(1e-9, self._view.now_ns / 1e9 - self._since_s)
+            self._target.answered(ttft_s, quality, rate * self._classes.index.usual_wait_s())
             if self._target.alpha != self._gains.alpha:
                 self._gains.weigh(self._target.alpha)
 

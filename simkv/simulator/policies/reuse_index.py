@@ -61,6 +61,11 @@ class ReuseIndex:
         """Chance that what has just been asked for in a class is asked for again within 2^10 units."""
         return self._again[label]
 
+    def usual_wait_s(self) -> float:
+        """Median age at which blocks were asked for again, to half an octave; 0 before any was."""
+        ended = self._events.sum(axis=0).cumsum()
+        return float(self._edges[int(np.searchsorted(ended, ended[-1] / 2.0))]) if ended[-1] else 0.0
+
     def opened(self, label: int, now_s: float, blocks: int) -> None:
         """Blocks of a class were asked for and wait from now on."""
         key = (label, int(now_s / self._slot_s))

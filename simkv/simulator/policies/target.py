@@ -13,9 +13,10 @@ from simkv.errors import PolicyError
 
 __all__ = ["Target"]
 
-_QUALITY_STEP = 0.25
+_QUALITY_STEP = 0.04  # per request, times quality missing over quality that the floor lets pass
 _TTFT_STEP = 0.1
 _NOTCH = 1.0 / math.log(1.1)  # alpha is used on a grid of 10 %, so that tables of gains live for many requests
+_DELAY = 25.0  # requests between uses from which the steps are smaller: they show in answers only after so many
 _LEAST, _MOST = 1e-6, 1e6
 _SLACK = 0.05  # a target is missed when more than this share above what it lets pass (quality lost, late requests) does
 
@@ -50,13 +51,18 @@ class Target:
         """Seconds that one unit of quality is worth at present, on the grid."""
         return math.exp(round(self._log * _NOTCH) / _NOTCH)
 
-    def answered(self, ttft_s: float, quality: float) -> None:
-        """One more request had its first token after so long, at that quality."""
+    def answered(self, ttft_s: float, quality: float, delay: float = 0.0) -> None:
+        """One more request had its first token after so long, at that quality.
+
+        ``delay``: requests between two uses of an entry, about: so much later a change of alpha shows, and an
+        integral controller whose step is not smaller the longer that takes swings ever wider.
+        """
+        damping = _DELAY / (_DELAY + delay)
         if self._floor is not None:
-            self._log += _QUALITY_STEP * (self._floor - quality)
+            self._log += damping * _QUALITY_STEP * (self._floor - quality) / (1.0 - self._floor)
         else:
             assert self._slo_s is not None
-            self._log += _TTFT_STEP * ((ttft_s <= self._slo_s) - self._share)
+            self._log += damping * _TTFT_STEP * ((ttft_s <= self._slo_s) - self._share)
         self._log = min(max(self._log, math.log(_LEAST)), math.log(_MOST))
 
     def missed(self, ttft_s: np.ndarray, quality: np.ndarray) -> str | None:
