@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from simkv.config_errors import KeyProblem, shown
 from simkv.config_fields import (
@@ -283,7 +283,10 @@ class PolicyGrid(Section):
 
 
 class BoundConfig(Section):
-    """The bound of a study, computed once for each point of its grid: at which weights, and for which policies."""
+    """The bound of a study, computed once for each point of its grid: at which weights, and for which policies.
+
+    Weight 0 is always among them: without it the curve would end at a quality below which policies may be faster still.
+    """
 
     alphas: tuple[Annotated[float, Field(ge=0, le=1e9)], ...] = Field(
         default=(0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0),
@@ -292,6 +295,11 @@ class BoundConfig(Section):
         strict=False,
     )
     anticipation: Literal["none", "prefetch", "raise"] = "none"
+
+    @field_validator("alphas")
+    @classmethod
+    def _with_least_delay(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted({0.0, *alphas}))
 
 
 class StudyConfig(Section):

@@ -66,6 +66,11 @@ def test_rows_are_those_of_the_library(swept: tuple[Path, pd.DataFrame]) -> None
         np.testing.assert_array_equal(corners[column], own[column])
 
 
+def test_the_least_delay_is_always_known() -> None:
+    """Without weight 0 the curve would stop at a quality below which policies may be faster than its last point."""
+    assert (0.0, 0.5, 2.0) == study(bound={"alphas": [2.0, 0.5]}).bound.alphas  # type: ignore[union-attr]
+
+
 def test_bounds_are_kept_like_runs(swept: tuple[Path, pd.DataFrame]) -> None:
     """A second sweep computes nothing, not even when policies are left out; other alphas are another bound."""
     folder, table = swept
@@ -176,7 +181,7 @@ def test_keys_of_the_table() -> None:
     """Defaults, changes from the command line, and mistakes named by their key."""
     assert 14 == len(BoundConfig().alphas)
     changed = override(study(), {"bound.anticipation": "prefetch", "bound.alphas": "[1]"})
-    assert ("prefetch", (1.0,)) == (changed.bound.anticipation, changed.bound.alphas)  # type: ignore[union-attr]
+    assert ("prefetch", (0.0, 1.0)) == (changed.bound.anticipation, changed.bound.alphas)  # type: ignore[union-attr]
     for table, message in [
         ({"alpha": [1]}, "bound.*unknown key 'alpha'"),
         ({"alphas": [-1.0]}, "bound.alphas"),
