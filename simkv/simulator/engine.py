@@ -103,7 +103,7 @@ class Engine:
         self.gpus = self._servers(settings.gpus)
         usable = len(costs.tiers) - settings.pristine
         self.store = Store(costs, policy, usable, settings.touch == "reverse")
-        self.store.view.link(parents(trace), self.readers)
+        self.store.view.connect(parents(trace), self.readers)
         policy.start(self.store.view)
         link = (self.link, FifoChannel(self.env, host_link.channels)) if self.link and host_link else None
         self.mover = Mover(costs, self.readers, self.writers, link, settings.pristine, settings.record_moves)
@@ -303,10 +303,10 @@ class Engine:
     def _first_token(self, request: Request, load: int, queue: int, work: int, now: int) -> None:
         self.recorder.request(request, self._inputs[request.id], load, queue, work)
         if self._tells is not None and self._tells(request.id, request.arrival_ns):
+            self.store.view.now_ns = now
             exact = (total := self._inputs[request.id]) - request.hit_tokens
             self.policy.answered((now - request.arrival_ns) / 1e9, (request.quality / _PPB + exact) / max(1, total))
-        blocks, held = request.blocks, len(request.loaded)
-        next_use = None
+        blocks, held, next_use = request.blocks, len(request.loaded), None
         if self._next_use is not None:
             offset = self._offsets[request.id]
             next_use = self._next_use[offset : offset + len(blocks)].tolist()

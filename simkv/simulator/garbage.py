@@ -6,6 +6,7 @@ What it is: that setting.  What it is not: the collector switched off; a policy 
 """
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,15 +14,22 @@ __all__ = ["seldom_collected"]
 
 _YOUNG = 50_000  # new records between two looks at them
 _MIDDLE = 50  # looks at the young ones between two at the middle-aged ones
+_LOCK = threading.Lock()
+_INSIDE: list[tuple[int, int, int]] = []  # per run under way, in all threads: the setting before the first of them
 
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Within it, the collector waits for many more new records; afterwards it has its earlier setting again."""
-    young, middle, old = earlier = gc.get_threshold()
-    if young:  # 0: somebody has switched it off
-        gc.set_threshold(max(young, _YOUNG), max(middle, _MIDDLE), old)
+    """Within it, the collector waits for many more new records; after the last run it has its earlier setting again."""
+    with _LOCK:
+        _INSIDE.append(_INSIDE[0] if _INSIDE else gc.get_threshold())
+        young, middle, old = _INSIDE[0]
+        if young:  # 0: somebody has switched it off
+            gc.set_threshold(max(young, _YOUNG), max(middle, _MIDDLE), old)
     try:
         yield
     finally:
-        gc.set_threshold(*earlier)
+        with _LOCK:
+            earlier = _INSIDE.pop()
+            if not _INSIDE:
+                gc.set_threshold(*earlier)

@@ -2,7 +2,8 @@
 
 Candidates are the ends of runs of equal placement (within a run every further block costs the same), nothing at
 all, and the whole prefix.  The estimate of a cut is load + prefill of the rest: per tier the present backlog and
-all transfers in a row, tiers beside each other, then the host link, then decompression.  Ties load more.
+all transfers in a row, tiers beside each other (or one by one, if the GPU carries the bytes), then the host link, then
+decompression.  Ties load more.
 """
 
 from __future__ import annotations
@@ -42,10 +43,17 @@ def plan_reuse(engine: Engine, now: int, found: list[Entry], input_tokens: int) 
             waiting = max(waiting, entry.transfer.ready_ns - now)
         if index + 1 < len(found) and found[index + 1].placement == placement:
             continue
-        load = max(engine.readers[t].estimate(now, max(0, ns)) for t, ns in per_tier.items())
+        load = _load_ns(engine, now, per_tier)
         if engine.link is not None:
             load += engine.link.estimate(now, link)
         total = waiting + load + max(0, decode) + costs.prefill_ns(tokens, input_tokens)
         if total <= best:
             best, best_cut = total, index + 1
     return found[:best_cut]
+
+
+def _load_ns(engine: Engine, now: int, per_tier: dict[int, int]) -> int:
+    """Tiers beside each other, each behind its backlog; or, where the GPU itself carries the bytes, one by one."""
+    if engine.settings.loading == "gpu":
+        return sum(max(0, ns) for ns in per_tier.values())
+    return max(engine.readers[tier].estimate(now, max(0, ns)) for tier, ns in per_tier.items())

@@ -41,7 +41,7 @@ class FifoChannel:
     """First come, first served, ``servers`` at a time.
 
     The foreground jobs of one request follow each other on one server: servers are the paths of several GPUs, or
-    drives, and what one request reads comes along one of them.
+    drives that each hold all that a request reads, and what one request reads comes along one of them.
     """
 
     def __init__(self, env: Environment, servers: int) -> None:
@@ -72,7 +72,7 @@ class FifoChannel:
         self._last[request] = job = (server, finish)
 
         def ended(end: int) -> None:
-            if self._last[request] is job:
+            if self._last.get(request) is job:
                 del self._last[request]
             done(start, end)
 

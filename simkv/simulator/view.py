@@ -141,7 +141,7 @@ class StoreView:
         """The stored entry of a block, None if it is not stored."""
         return self._residents[key]
 
-    def link(self, parent: NDArray[np.int32], readers: Sequence[Busy]) -> None:
+    def connect(self, parent: NDArray[np.int32], readers: Sequence[Busy]) -> None:
         """Used by the engine: parent block of each block, -1 for the first of a chain; read channel of each tier."""
         self._parent = parent
         self._readers = readers

@@ -101,7 +101,7 @@ class RealStore:
         self.bench, self.requests, self.trace, self.costs = bench, requests, trace, costs
         self.server, self.tiers = server, tiers
         self.store = Store(costs, policy, len(costs.tiers), touch_reverse=True)
-        self.store.view.link(parents(trace), ())
+        self.store.view.connect(parents(trace), ())
         policy.start(self.store.view)
         self.decisions: list[Decision] = []
         self.most_bytes = [0] * len(tiers)

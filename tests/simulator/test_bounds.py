@@ -4,14 +4,14 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from simkv.profiles import Line, PrefillFit, Profile, TierSpec
+from simkv.profiles import RAW, Line, PrefillFit, Profile, TierSpec
 from simkv.simulator.bounds import Bound, bound
 from simkv.simulator.engine import Engine
 from simkv.simulator.entries import Entry, Move, Placement
@@ -48,7 +48,7 @@ PROFILES: dict[str, Profile] = {
         prefill=PrefillFit(0.0008, 5e-6, 0.0, 0.002),
         decode_lines={KIVI4: Line(2e-7, -2e-5), KIVI2: Line(3e-7, 3e-4)},
         load_lines={
-            (tier, variant): Line(per_token, fixed)
+            (tier, variant): Line(per_token, fixed if variant != RAW or tier == "dram" else -6e-4)  # two blocks: 0 s
             for tier, per_token, fixed in (("dram", 1e-6, 2e-5), ("ssd", 3e-6, -1e-4))
             for variant in make_profile().variants
         },
@@ -62,7 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "closed, link": {"arrivals": "closed", "link": LINK},
     "open": {},
     "open, when faster": {"reuse": "when_faster", "gpus": 3, "touch": "forward"},
-    "open, layerwise, link": {"overlap": "layerwise", "link": LINK, "gpus": 2},
+    "open, layerwise, link": {"overlap": "layerwise", "link": replace(LINK, channels=3), "gpus": 2},
 }
 
 

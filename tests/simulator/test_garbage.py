@@ -1,6 +1,7 @@
 """The cycle collector during a run: seldom called, set back afterwards, and with nothing to find."""
 
 import gc
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -29,6 +30,27 @@ def test_seldom_during_a_run_and_as_before_after_it(setting: tuple[int, int, int
 
     make_engine([[0], [1], [0]], check=note).run()
     assert {(50_000, 50, 10)} == set(seen)
+    assert setting == gc.get_threshold()
+
+
+def test_set_back_after_the_last_of_overlapping_runs(setting: tuple[int, int, int]) -> None:
+    """A run in another thread that begins within this one and ends after it keeps the wider setting till then."""
+    begun, left = threading.Event(), threading.Event()
+    seen = []
+
+    def later() -> None:
+        with seldom_collected():
+            begun.set()
+            left.wait(10)
+            seen.append(gc.get_threshold())
+
+    with seldom_collected():
+        thread = threading.Thread(target=later)
+        thread.start()
+        assert begun.wait(10)
+    left.set()
+    thread.join()
+    assert [(50_000, 50, 10)] == seen
     assert setting == gc.get_threshold()
 
 

@@ -29,7 +29,9 @@ from simkv.simulator.view import StoreView
 from simkv.traces.generate import generate_trace
 from tests.simulator.helpers import (
     DRAM,
+    MS,
     SSD,
+    US,
     Scripted,
     make_engine,
     make_profile,
@@ -288,6 +290,9 @@ def test_target_steps_by_hand() -> None:
         for _ in range(1 if wanted == 1.0 else 2):
             slow.answered(1.0, 0.5, 75.0)
         assert wanted == pytest.approx(slow.alpha)
+    high = Target(1.0, 0.999, None, 0.9)
+    high.answered(1.0, 0.5)
+    assert 1.1**5 == pytest.approx(high.alpha)  # at most 0.5 of the logarithm at once
     slo = Target(1.0, None, 2.0, 0.9)
     slo.answered(3.0, 1.0)
     assert 1 / 1.1 == pytest.approx(slo.alpha)
@@ -370,11 +375,21 @@ class Told(Scripted):
 
     def start(self, view: StoreView) -> None:
         """Nothing told yet."""
+        self.view = view
         self.told: list[tuple[float, float]] = []
+        self.clock_ns: list[int] = []
 
     def answered(self, ttft_s: float, quality: float) -> None:
         """One more."""
         self.told.append((ttft_s, quality))
+        self.clock_ns.append(self.view.now_ns)
+
+
+def test_a_policy_is_told_at_first_tokens() -> None:
+    """Blocks of 1 ms of prefill at 0 and 1 s, then a load of 100 us at 2 s: the clock is that of the first token."""
+    policy = Told({0: "dram raw"})
+    run(make_trace([[0], [1], [0]], at_us=[0, 1_000_000, 2_000_000]), policy)
+    assert [MS, 1_001 * MS, 2_000 * MS + 100 * US] == policy.clock_ns
 
 
 @pytest.mark.parametrize("measure", ["all", "revisits"])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from simkv.profiles import Line
+from simkv.profiles import Line, TierSpec
 from simkv.simulator.metrics import requests_frame
 from tests.simulator.helpers import (
     DRAM,
@@ -89,6 +89,28 @@ def test_requests_load_side_by_side_on_two_channels() -> None:
     trace = make_trace([[0, 1], [2], [0, 1], [0, 1], [2]], at_us=[0, 1, 10_000, 10_010, 10_020])
     loads = [load for load, _, _ in times(run(trace, policy, tiers=tiers))[2:]]
     assert [150 * US, 150 * US, 230 * US] == loads
+
+
+def test_a_request_takes_one_channel_of_the_link() -> None:
+    """Of three channels of the link, two groups of 100,000 bytes at 1 ns each take one: 200 us, not 100."""
+    fast = tuple(replace(tier, read_bytes_per_s=10**12) for tier in (DRAM, SSD))
+    link = TierSpec("host_link", None, 10**9, 10**9, channels=3)
+    engine = run([[0, 1], [0, 1]], Scripted({0: "dram raw", 1: "ssd raw"}), tiers=fast, link=link)
+    assert 200 * US == times(engine)[1][0] // (10 * US) * (10 * US)
+
+
+def test_a_late_group_without_length_ends_with_the_one_before_it() -> None:
+    """Block 0, raw on SSD, arrives at 102.3 ms; the constant of its load line, -600 us, leaves nothing of its 300 us.
+
+    It is part 0 of the third request and queues behind part 1, kivi:4, which ends at the same instant but after it.
+    """
+    raw, *others = make_profile().variants
+    constants = {raw: -6e-4, **dict.fromkeys(others, 0.0)}
+    lines = {(tier, variant): Line(3e-6, fixed) for tier in ("dram", "ssd") for variant, fixed in constants.items()}
+    trace = make_trace([[0, 1], [0, 1], [0, 1]], at_us=[0, 100_000, 102_200])
+    policy = Scripted({(0, 1): "ssd kivi:4", (1, 0): "ssd raw"})
+    engine = run(trace, policy, profile=make_profile(load_lines=lines), tiers=two_tiers(10, 30), gpus=4)
+    assert (300 * US, 0, 0) == times(engine)[2]
 
 
 def test_fifo_loads_of_two_requests() -> None:

@@ -192,3 +192,13 @@ def test_one_layer_is_no_overlap() -> None:
     trace = make_trace([[0], [0, 1], [0, 1, 2], [0]], at_us=[0, 1_000, 1_010, 2_500])
     runs = [run(trace, profile=profile, tiers=TWO, overlap=overlap) for overlap in ("none", "layerwise")]
     assert times(runs[0]) == times(runs[1])
+
+
+def test_a_gpu_that_carries_the_bytes_takes_tiers_one_by_one() -> None:
+    """Raw from DRAM 100 us and from SSD 200 us, or 120 us of prefill a block: load the first, compute the second."""
+    profile = make_profile(prefill=PrefillFit(0.0, 1.2e-6))
+    trace = [[0, 1], [0, 1]]
+    engine = run(
+        trace, Scripted({0: "dram raw", 1: "ssd raw"}), profile=profile, tiers=TWO, loading="gpu", reuse="when_faster"
+    )
+    assert 220 * US == sum(times(engine)[1])

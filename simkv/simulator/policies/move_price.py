@@ -3,9 +3,9 @@
     price = at_half x u / (1 - u),   u: seconds of reading asked for per second of late, at most 0.99
 
 A second of work holds up what comes after it as long as the channel is busy, which grows like u / (1 - u) in a queue:
-next to nothing on an idle channel, without limit on a full one.  What it is: an average over about as many requests as
-``_MEMORY``.  What it is not: the queue at this instant, under which decisions would differ from request to request for
-no reason that lasts as long as what they decide.
+next to nothing on an idle channel, 99 times as much on a full one as on one half full.  What it is: an average over
+about as many requests as ``_MEMORY``.  What it is not: the queue at this instant, under which decisions would differ
+from request to request for no reason that lasts as long as what they decide.
 """
 
 import math

@@ -16,6 +16,7 @@ __all__ = ["Target"]
 _QUALITY_STEP = 0.04  # per request, times quality missing over quality that the floor lets pass
 _TTFT_STEP = 0.1
 _NOTCH = 1.0 / math.log(1.1)  # alpha is used on a grid of 10 %, so that tables of gains live for many requests
+_MOST_STEP = 0.5  # of the logarithm at once: one bad answer is little evidence, however near 1 the floor is
 _DELAY = 25.0  # requests between uses from which the steps are smaller: they show in answers only after so many
 _LEAST, _MOST = 1e-6, 1e6
 _SLACK = 0.05  # a target is missed when more than this share above what it lets pass (quality lost, late requests) does
@@ -59,7 +60,8 @@ class Target:
         """
         damping = _DELAY / (_DELAY + delay)
         if self._floor is not None:
-            self._log += damping * _QUALITY_STEP * (self._floor - quality) / (1.0 - self._floor)
+            step = _QUALITY_STEP * (self._floor - quality) / (1.0 - self._floor)
+            self._log += damping * min(max(step, -_MOST_STEP), _MOST_STEP)
         else:
             assert self._slo_s is not None
             self._log += damping * _TTFT_STEP * ((ttft_s <= self._slo_s) - self._share)
