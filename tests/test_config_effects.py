@@ -221,6 +221,7 @@ WORLDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 VALUES_OF: dict[str, dict[str, Any]] = {
     "evicpress": {"frequency": "none", "per": "byte"},
     "impress": {"method": "streamingllm"},
+    "hitdensity": {"methods": ["kivi"]},  # in its world it drops tokens anyway
 }
 
 NEEDED: dict[str, dict[str, Any]] = {"window_s": {"frequency": "decayed"}, "slo_share": {"ttft_slo_s": 0.05}}
