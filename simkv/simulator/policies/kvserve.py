@@ -141,7 +141,7 @@ class KvServe(TieredLru):
         return [raw, *(choice for quality, choice in rows if not _is_beaten(quality, choice, rows))]
 
     def loaded(self, load: Load) -> None:
-        """See Policy: what a load took, against what was expected of it."""
+        """See Policy: what a load took, waits behind the request's other groups included, against what was expected."""
         tier, variant = load.placement
         view, first = self._view, load.entries[0]
         known = sum(view.load_s(entry, load.placement) for entry in load.entries)
